@@ -1,0 +1,1 @@
+"""`relay demo`: an embedded server, a worker with real work, the relay between them."""

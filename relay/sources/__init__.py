@@ -1,0 +1,1 @@
+"""Pure: a Redis message becomes a JobEvent, one file per dialect."""
