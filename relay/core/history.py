@@ -1,0 +1,246 @@
+"""The newest messages of each job, in memory, bounded in jobs, bytes, events a job and age.
+
+The least recently updated job goes first. Raw messages are understood when first read. Reading by job id
+alone covers every queue that uses the id. A `Record` is this file's only collaborator; sources and
+metrics are reached through the callbacks given to the constructor.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import islice
+from operator import attrgetter
+
+from relay.core.event import Draft, Identity, JobEvent
+from relay.core.record import RawMessage, Record, Refusal, Understand
+
+Key = tuple[str | None, str]  # queue, job id
+
+
+class History:
+    """All records, least recently updated first.
+
+    Args:
+        epoch: new at every start; the first part of event ids that the relay makes.
+        understand: parses a raw message; None where it is invalid (and has been counted).
+        on_refused: told of each message that was understood and is not told on.
+        max_events: entries a job. max_jobs: jobs in all. max_bytes: entries' bytes in all.
+        ttl_seconds: a job not updated for so long is forgotten.
+        exposed: False for `history.backend = "off"`: records keep a job's state, nothing is readable.
+    """
+
+    def __init__(
+        self,
+        *,
+        epoch: str,
+        understand: Understand,
+        on_refused: Callable[[Refusal], None],
+        max_events: int,
+        max_jobs: int,
+        max_bytes: int,
+        ttl_seconds: float,
+        exposed: bool = True,
+    ) -> None:
+        self.epoch = epoch
+        self.exposed = exposed
+        self.size_bytes = 0
+        self.gap_seq = 0  # events up to this one may have successors that were never received
+        self._understand = understand
+        self._on_refused = on_refused
+        # With history off the newest event and the end are kept all the same, unseen: they answer
+        # a subscription that had to wait for Redis.
+        self._max_events = max_events if exposed else 2
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._ttl_seconds = ttl_seconds
+        self._records: OrderedDict[Key, Record] = OrderedDict()
+        self._by_job: dict[str, tuple[Record, ...]] = {}
+        self._by_queue: dict[str, OrderedDict[str, Record]] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def keep(self, identity: Identity, message: bytes, seq: int, now: float, now_ms: int) -> None:
+        """Keep a message that nobody watches, as it is. The channel must have told the job."""
+        record = self._touch(identity.key, now)  # type: ignore[arg-type]
+        self.size_bytes += record.keep((identity, message, seq, now_ms))
+        if len(record.entries) > self._max_events:
+            self._trim(record)
+        if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
+            self._evict(record)
+
+    def admit(self, draft: Draft, seq: int, now: float, now_ms: int) -> JobEvent | None:
+        """Put `draft` in relation to what is known of its job and make it the newest event.
+
+        Returns None where it is not to be told, which `on_refused` has then heard.
+        """
+        self._settle(draft.job_id, draft.queue)
+        record = self._touch((draft.queue, draft.job_id), now)
+        before = record.size_bytes
+        event = record.admit(draft, seq, now_ms, self.epoch)
+        if isinstance(event, Refusal):
+            self._on_refused(event)
+            return None
+        self.size_bytes += record.size_bytes - before
+        if len(record.entries) > self._max_events:
+            self._trim(record)
+        if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
+            self._evict(record)
+        return event
+
+    def updated_seq(self, job_id: str) -> int:
+        """The position of the newest message of any job of this id, 0 where there is none."""
+        return max((record.updated_seq for record in self._by_job.get(job_id, ())), default=0)
+
+    def is_current(self, job_id: str, queue: str | None) -> bool:
+        """Whether something was received of the job since the last gap."""
+        return any(record.updated_seq > self.gap_seq for record in self._matching(job_id, queue))
+
+    def confirm(self, job_id: str, seq: int) -> None:
+        """What is known of the job was compared with Redis at `seq`: it is current up to there."""
+        for record in self._by_job.get(job_id, ()):
+            record.updated_seq = max(record.updated_seq, seq)
+
+    def snapshot(self, job_id: str, queue: str | None) -> list[JobEvent]:
+        """What tells a newcomer where the job stands; empty where nothing valid is known of it."""
+        newest: list[JobEvent] = []
+        self._settle(job_id, queue)
+        for record in self._matching(job_id, queue):
+            events = record.snapshot()
+            if events and (not newest or events[-1].seq > newest[-1].seq):
+                newest = events
+        return newest
+
+    def progress(self, job_id: str, queue: str | None) -> float | None:
+        """The last progress known of the job that `snapshot` would tell of."""
+        records = [record for record in self._matching(job_id, queue) if record.entries]
+        return max(records, key=attrgetter("updated_seq")).progress if records else None
+
+    def events(self, job_id: str, queue: str | None) -> list[JobEvent]:
+        """All that is held of the job, oldest first."""
+        found: list[JobEvent] = []
+        self._settle(job_id, queue)
+        for record in self._matching(job_id, queue):
+            found += record.events()
+        found.sort(key=attrgetter("seq"))
+        return found
+
+    def after(self, job_id: str, queue: str | None, since: str) -> list[JobEvent] | None:
+        """Every event later than the one whose id is `since`; None where that cannot be promised:
+        it is not held, or something after it may have been missed."""
+        events = self.events(job_id, queue)
+        for position in range(len(events) - 1, -1, -1):
+            if events[position].id == since:
+                if events[position].seq <= self.gap_seq:
+                    return None
+                return events[position + 1 :]
+        return None
+
+    def newest_of_queue(self, queue: str, limit: int) -> list[str]:
+        """The ids of the queue's most recently updated jobs, at most `limit`, oldest of them first."""
+        # Where the channels tell no queue, the payloads must: those of the newest jobs are looked at.
+        for record in list(islice(reversed(self._records.values()), limit)):
+            if record.queue is None and record.raw_count:
+                self._settle(record.job_id, None)
+        jobs = self._by_queue.get(queue)
+        if jobs is None:
+            return []
+        newest = [job_id for job_id, _ in zip(reversed(jobs), range(limit), strict=False)]
+        newest.reverse()
+        return newest
+
+    def mark_gap(self, seq: int) -> None:
+        """What came after `seq` may have been missed: recovery across it is refused from now on."""
+        self.gap_seq = seq
+
+    def expire(self, now: float, limit: int = 1000) -> None:
+        """Forget jobs that were not updated for `ttl_seconds`, at most `limit` at once."""
+        horizon = now - self._ttl_seconds
+        for _ in range(limit):
+            oldest = next(iter(self._records.values()), None)
+            if oldest is None or oldest.updated_at > horizon:
+                return
+            self._forget(oldest)
+
+    def _matching(self, job_id: str, queue: str | None) -> Iterable[Record]:
+        if queue is None:
+            return self._by_job.get(job_id, ())
+        record = self._records.get((queue, job_id))
+        return () if record is None else (record,)
+
+    def _touch(self, key: Key, now: float) -> Record:
+        record = self._records.get(key)
+        queue, job_id = key
+        if record is None:
+            record = Record(queue, job_id)
+            self._records[key] = record
+            self._by_job[job_id] = (*self._by_job.get(job_id, ()), record)
+            if queue is not None:
+                jobs = self._by_queue.get(queue)
+                if jobs is None:
+                    jobs = self._by_queue[queue] = OrderedDict()
+                jobs[job_id] = record
+        else:
+            self._records.move_to_end(key)
+            if queue is not None:
+                self._by_queue[queue].move_to_end(job_id)
+        record.updated_at = now
+        return record
+
+    def _settle(self, job_id: str, queue: str | None) -> None:
+        """Understand what is still raw of the job, oldest first.
+
+        What a channel without a queue brought lies under (None, job id) until its payload names the queue.
+        """
+        raw: list[tuple[RawMessage, float]] = []
+        for record in self._by_job.get(job_id, ()):
+            if record.raw_count and (queue is None or record.queue in (None, queue)):
+                before = record.size_bytes
+                raw += [(message, record.updated_at) for message in record.take_raw()]
+                self.size_bytes += record.size_bytes - before
+        raw.sort(key=lambda kept: kept[0][2])
+        for (identity, message, seq, at_ms), updated_at in raw:
+            draft = self._understand(identity, message)
+            if draft is not None:
+                self._settle_one(draft, seq, updated_at, at_ms)
+
+    def _settle_one(self, draft: Draft, seq: int, updated_at: float, at_ms: int) -> None:
+        key = (draft.queue, draft.job_id)
+        record = self._records.get(key) or self._touch(key, updated_at)
+        before = record.size_bytes
+        event = record.admit(draft, seq, at_ms, self.epoch)
+        if isinstance(event, Refusal):
+            self._on_refused(event)
+            return
+        self.size_bytes += record.size_bytes - before
+        if len(record.entries) > self._max_events:
+            self._trim(record)
+
+    def _trim(self, record: Record) -> None:
+        before = record.size_bytes
+        record.trim(self._max_events)
+        self.size_bytes += record.size_bytes - before
+
+    def _evict(self, newest: Record) -> None:
+        """Get back within the bounds: whole jobs first, then the newest job's own past."""
+        while len(self._records) > self._max_jobs or (
+            self.size_bytes > self._max_bytes and len(self._records) > 1
+        ):
+            self._forget(next(iter(self._records.values())))
+        while self.size_bytes > self._max_bytes and len(newest.entries) > 1:
+            before = newest.size_bytes
+            newest.trim(len(newest.entries) - 1)
+            self.size_bytes += newest.size_bytes - before
+
+    def _forget(self, record: Record) -> None:
+        del self._records[(record.queue, record.job_id)]
+        others = tuple(other for other in self._by_job[record.job_id] if other is not record)
+        if others:
+            self._by_job[record.job_id] = others
+        else:
+            del self._by_job[record.job_id]
+        if record.queue is not None:
+            jobs = self._by_queue[record.queue]
+            del jobs[record.job_id]
+            if not jobs:
+                del self._by_queue[record.queue]
+        self.size_bytes -= record.size_bytes

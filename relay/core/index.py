@@ -1,0 +1,126 @@
+"""Who watches what: a job, a job within a queue, or a queue to subscribers, and each subscriber back.
+
+Invariant: the forward maps and the map back hold the same pairs; a topic without subscribers and a
+subscriber without topics are in none of them. Generic over the subscriber: any hashable object.
+"""
+
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+S = TypeVar("S", bound=Hashable)
+
+# (queue, job id): a job of any queue (None, job), a job within a queue (queue, job), a queue (queue, None).
+Topic = tuple[str | None, str | None]
+
+
+def topic_kind(topic: Topic) -> str:
+    """The label of a topic in `relay_subscriptions{kind}`: "job" or "queue"."""
+    return "queue" if topic[1] is None else "job"
+
+
+class Index(Generic[S]):
+    """The subscriptions of all subscribers, each with the position at which it began."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, set[S]] = {}
+        self._queues: dict[str, set[S]] = {}
+        self._queue_jobs: dict[Topic, set[S]] = {}
+        # How many topics (queue, job) name this job: a channel without a queue must be parsed for them.
+        self._queue_job_ids: dict[str, int] = {}
+        self._topics: dict[S, dict[Topic, int]] = {}
+        self.counts = {"job": 0, "queue": 0}
+
+    def add(self, subscriber: S, topic: Topic, position: int) -> bool:
+        """Subscribe. Returns whether anything changed; an earlier position is kept."""
+        topics = self._topics.setdefault(subscriber, {})
+        if topic in topics:
+            return False
+        topics[topic] = position
+        queue, job_id = topic
+        if job_id is None:
+            assert queue is not None
+            self._queues.setdefault(queue, set()).add(subscriber)
+        elif queue is None:
+            self._jobs.setdefault(job_id, set()).add(subscriber)
+        else:
+            self._queue_jobs.setdefault(topic, set()).add(subscriber)
+            self._queue_job_ids[job_id] = self._queue_job_ids.get(job_id, 0) + 1
+        self.counts[topic_kind(topic)] += 1
+        return True
+
+    def remove(self, subscriber: S, topic: Topic) -> bool:
+        """Unsubscribe. Returns whether anything changed."""
+        topics = self._topics.get(subscriber)
+        if topics is None or topic not in topics:
+            return False
+        del topics[topic]
+        if not topics:
+            del self._topics[subscriber]
+        self._remove_forward(subscriber, topic)
+        return True
+
+    def drop(self, subscriber: S) -> int:
+        """Remove all of a subscriber's subscriptions. Returns how many there were."""
+        topics = self._topics.pop(subscriber, {})
+        for topic in topics:
+            self._remove_forward(subscriber, topic)
+        return len(topics)
+
+    def topics(self, subscriber: S) -> Mapping[Topic, int]:
+        """What `subscriber` watches, and the position at which each began."""
+        return self._topics.get(subscriber, {})
+
+    def watches(self, queue: str | None, job_id: str) -> bool:
+        """Whether a message of this job concerns anybody.
+
+        `queue` None means that the channel does not tell it: then the payload may, and whoever watches
+        any queue, or the job within one, may be concerned.
+        """
+        if job_id in self._jobs:
+            return True
+        if queue is None:
+            return bool(self._queues) or job_id in self._queue_job_ids
+        return queue in self._queues or (queue, job_id) in self._queue_jobs
+
+    def audience(self, queue: str | None, job_id: str) -> Collection[S]:
+        """Everybody who watches this job, each once. Not to be changed, nor kept across a change."""
+        found = [subscribers for subscribers in self._sets(queue, job_id) if subscribers]
+        if len(found) == 1:
+            return found[0]
+        return set().union(*found) if found else ()
+
+    def jobs(self) -> Iterable[str]:
+        """The ids of all jobs watched by name."""
+        return {*self._jobs, *self._queue_job_ids}
+
+    def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
+        yield self._jobs.get(job_id)
+        if queue is not None:
+            yield self._queues.get(queue)
+            yield self._queue_jobs.get((queue, job_id))
+
+    def _remove_forward(self, subscriber: S, topic: Topic) -> None:
+        queue, job_id = topic
+        if job_id is None:
+            assert queue is not None
+            _discard(self._queues, queue, subscriber)
+        elif queue is None:
+            _discard(self._jobs, job_id, subscriber)
+        else:
+            _discard(self._queue_jobs, topic, subscriber)
+            left = self._queue_job_ids[job_id] - 1
+            if left:
+                self._queue_job_ids[job_id] = left
+            else:
+                del self._queue_job_ids[job_id]
+        self.counts[topic_kind(topic)] -= 1
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+def _discard(forward: dict[K, set[S]], key: K, subscriber: S) -> None:
+    subscribers = forward[key]
+    subscribers.discard(subscriber)
+    if not subscribers:
+        del forward[key]

@@ -1,0 +1,133 @@
+"""Pending frames of one session, counted in bytes.
+
+While the transport takes what it is given, frames pass through in order. Once it does not (`congested`),
+what comes is conflated: an event replaces the unsent one of the same job and name and goes to the end,
+so that nothing newer ever overtakes something older of the same job; an end and a reply are never
+replaced. The bound is on what waits beside a congested transport; one frame always fits an empty box.
+
+Invariant: `pending_bytes` is the sum of len() of the frames held. Knows no socket, never blocks and never
+raises on a full box: a verdict says what happened and the caller decides.
+"""
+
+from collections.abc import Hashable
+from enum import Enum
+
+from relay.core.event import Burst
+from relay.core.stats import Stats
+
+
+class Verdict(Enum):
+    """What became of an offer."""
+
+    PASSED = "on its way to the transport, all of it"
+    HELD = "kept for a congested transport, conflated"
+    OVERFLOW = "did not fit; the session is to be closed"
+
+
+class Outbox:
+    """See the module's promise. `congestions` counts how often the transport stopped taking."""
+
+    __slots__ = (
+        "_congested", "_flow", "_held", "_next_key", "_stats", "congestions", "max_bytes",
+        "pending_bytes",
+    )  # fmt: skip
+
+    def __init__(self, max_bytes: int, stats: Stats) -> None:
+        self.max_bytes = max_bytes
+        self.pending_bytes = 0
+        self.congestions = 0
+        self._congested = False
+        self._stats = stats
+        self._flow: list[bytes] | None = None
+        self._held: dict[Hashable, tuple[bytes, str | None]] | None = None
+        self._next_key = 0
+
+    @property
+    def congested(self) -> bool:
+        """Whether the transport does not take more; set by whoever owns it."""
+        return self._congested
+
+    @congested.setter
+    def congested(self, congested: bool) -> None:
+        if congested and not self._congested:
+            self.congestions += 1
+        self._congested = congested
+
+    def offer(self, burst: Burst) -> Verdict:
+        """Take one job's events of one batch."""
+        if not self._congested and self._held is None:
+            self._pass(burst.joined)
+            return Verdict.PASSED
+        verdict = Verdict.HELD
+        for event, frame in zip(burst.events, burst.frames, strict=True):
+            if not self._hold(event.conflation_key, frame, event.metric_name):
+                verdict = Verdict.OVERFLOW
+        return verdict
+
+    def reply(self, frame: bytes) -> Verdict:
+        """Take an answer or another frame that is no job event."""
+        if not self._congested and self._held is None:
+            self._pass(frame)
+            return Verdict.PASSED
+        return Verdict.HELD if self._hold(None, frame, None) else Verdict.OVERFLOW
+
+    def take(self, room_bytes: int) -> bytes:
+        """Remove what is to be sent next: all that passes through, or of what was held as many frames
+        as fit into `room_bytes`, at least one."""
+        if self._flow is not None:
+            flow, self._flow = self._flow, None
+            data = flow[0] if len(flow) == 1 else b"".join(flow)
+            self._release(len(data))
+            return data
+        if self._held is None:
+            return b""
+        taken: list[bytes] = []
+        size = 0
+        for key in list(self._held):
+            frame, name = self._held[key]
+            if taken and size + len(frame) > room_bytes:
+                break
+            del self._held[key]
+            taken.append(frame)
+            size += len(frame)
+            if name is not None:
+                self._stats.deliveries[name] += 1
+        if not self._held:
+            self._held = None
+        self._release(size)
+        return b"".join(taken)
+
+    def clear(self) -> None:
+        """Forget everything: the session has ended."""
+        self._flow = self._held = None
+        self._release(self.pending_bytes)
+
+    def _pass(self, data: bytes) -> None:
+        if self._flow is None:
+            self._flow = [data]
+        else:
+            self._flow.append(data)
+        self.pending_bytes += len(data)
+        self._stats.outbox_bytes += len(data)
+
+    def _hold(self, key: Hashable | None, frame: bytes, name: str | None) -> bool:
+        if self._held is None:
+            self._held = {}
+        if key is None:
+            key = self._next_key
+            self._next_key += 1
+        else:
+            replaced = self._held.pop(key, None)
+            if replaced is not None:
+                self._release(len(replaced[0]))
+                self._stats.conflated += 1
+        if self.pending_bytes and self.pending_bytes + len(frame) > self.max_bytes:
+            return False
+        self._held[key] = (frame, name)
+        self.pending_bytes += len(frame)
+        self._stats.outbox_bytes += len(frame)
+        return True
+
+    def _release(self, size: int) -> None:
+        self.pending_bytes -= size
+        self._stats.outbox_bytes -= size

@@ -1,0 +1,214 @@
+"""What is known of one job: its newest messages, and the little state that outlives them.
+
+Messages of a job that nobody watches are kept as they came and understood when somebody first looks
+(`take_raw`), in order and at most once. `admit` decides what is told of a job: nothing twice, no progress
+after the end, no second end.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from relay.core import payload
+from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, Draft, Identity, JobEvent
+
+# What an entry costs beside its bytes: the object, its numbers, its place in the list. Measured on
+# CPython 3.11, rounded up, so that `history.max_bytes` stays an honest bound for small messages.
+ENTRY_OVERHEAD_BYTES: Final = 250
+
+RawMessage = tuple[Identity, bytes, int, int]  # identity, payload, seq, at_ms
+Understand = Callable[[Identity, bytes], Draft | None]
+
+
+class Refusal(Enum):
+    """Why a draft is not told."""
+
+    DUPLICATE = "a second end, or an id that the job already has"
+    LATE = "a progress after the end"
+
+
+class Record:
+    """One job's newest entries, oldest first, and its state.
+
+    Invariants: `size_bytes` is the sum over `entries` of their bytes and overhead; while `ended`, the
+    event that ended the job is not trimmed away by what came after it.
+    """
+
+    __slots__ = (
+        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "entries", "job_id", "progress", "queue",
+        "raw_count", "size_bytes", "updated_at", "updated_seq",
+    )  # fmt: skip
+
+    def __init__(self, queue: str | None, job_id: str) -> None:
+        self.queue = queue
+        self.job_id = job_id
+        self.entries: list[JobEvent | RawMessage] = []
+        self.raw_count = 0  # how many of the entries are still raw
+        self.size_bytes = 0
+        self.updated_at = 0.0  # monotonic seconds
+        self.updated_seq = 0
+        self.progress: float | None = None
+        self._end: JobEvent | None = None  # the event the job ended with, until it runs again
+        self._told_end = False  # whether the newest event told is an end
+        self._first_ms: int | None = None  # when this run of the job was first seen
+        self._newest_id: str | None = None
+        self._ids: set[str] | None = None  # event ids that publishers gave, to tell a copy
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has ended and not begun again."""
+        return self._end is not None
+
+    def keep(self, raw: RawMessage) -> int:
+        """Append a message that nobody watches. Returns the bytes it takes."""
+        self.entries.append(raw)
+        self.raw_count += 1
+        size = len(raw[1]) + ENTRY_OVERHEAD_BYTES
+        self.size_bytes += size
+        self.updated_seq = raw[2]
+        return size
+
+    def take_raw(self) -> list[RawMessage]:
+        """Remove the messages that are still raw, oldest first: they are about to be understood."""
+        raw: list[RawMessage] = [entry for entry in self.entries if type(entry) is not JobEvent]  # type: ignore[misc]
+        self.entries = [entry for entry in self.entries if type(entry) is JobEvent]
+        self.raw_count = 0
+        self.size_bytes -= sum(len(message) + ENTRY_OVERHEAD_BYTES for _, message, _, _ in raw)
+        return raw
+
+    def admit(self, draft: Draft, seq: int, at_ms: int, epoch: str) -> JobEvent | Refusal:
+        """Make `draft` the job's newest event, or say why it is not told."""
+        refusal = self._judge(draft)
+        if refusal is not None:
+            return refusal
+        ends = draft.name in TERMINAL
+        if self._first_ms is None or (self._end is not None and draft.runs):
+            self._first_ms = at_ms
+            seen_before = False
+        else:
+            seen_before = True
+        fields = self._fill_in(draft, at_ms, seen_before=seen_before)
+        event = JobEvent(
+            draft.name, draft.job_id, draft.queue, draft.id or f"{epoch}-{seq}", seq, at_ms,
+            _encode(fields),
+        )  # fmt: skip
+        self._told_end = ends
+        if ends:
+            self._end = event
+        elif draft.runs:
+            self._end = None
+        if draft.fields.get("status") == "retrying":
+            self._ids = None
+        if draft.id is not None:
+            self._ids = self._ids or set()
+            self._ids.add(draft.id)
+        self._newest_id = event.id
+        self.entries.append(event)
+        self.size_bytes += len(event.data) + ENTRY_OVERHEAD_BYTES
+        self.updated_seq = seq
+        return event
+
+    def trim(self, max_events: int) -> None:
+        """Drop the oldest entries beyond `max_events`, save the one that the job ended with."""
+        while len(self.entries) > max(max_events, 1):
+            victim = 1 if self.entries[0] is self._end else 0
+            entry = self.entries.pop(victim)
+            if type(entry) is JobEvent:
+                self.size_bytes -= len(entry.data) + ENTRY_OVERHEAD_BYTES
+                if self._ids is not None:
+                    self._ids.discard(entry.id)
+            else:
+                self.size_bytes -= len(entry[1]) + ENTRY_OVERHEAD_BYTES  # type: ignore[index]
+                self.raw_count -= 1
+                if self._first_ms is None:
+                    self._first_ms = entry[3]  # type: ignore[index]
+
+    def events(self) -> list[JobEvent]:
+        """The settled events, oldest first."""
+        return [entry for entry in self.entries if type(entry) is JobEvent]
+
+    def snapshot(self) -> list[JobEvent]:
+        """What tells a newcomer where the job stands: its newest event.
+
+        Where the job has ended and something else was told since, how it ended comes before that.
+        """
+        events = self.events()
+        if not events:
+            return []
+        newest = events[-1]
+        if self._end is None or self._end is newest:
+            return [newest]
+        return [self._end, newest]
+
+    def _judge(self, draft: Draft) -> Refusal | None:
+        if self._ids is not None and draft.id in self._ids and not self._retries(draft):
+            return Refusal.DUPLICATE
+        if draft.name in TERMINAL:
+            return Refusal.DUPLICATE if self._told_end else None
+        if draft.name == PROGRESS and self._end is not None and not draft.runs:
+            return Refusal.LATE
+        return None
+
+    def _retries(self, draft: Draft) -> bool:
+        """Whether another attempt at the job is announced, and this is not a copy of the announcement.
+
+        An id made of a message's bytes, as Celery's is, comes again when an attempt repeats what an earlier
+        one said.
+        """
+        return draft.fields.get("status") == "retrying" and self._newest_id != draft.id
+
+    def _fill_in(self, draft: Draft, at_ms: int, *, seen_before: bool) -> dict[str, Any]:
+        """The fields that clients are given, the identity first, with what was missing."""
+        given = draft.fields
+        if "progress" in given:
+            self.progress = given["progress"]
+        elif draft.runs and self._end is not None:
+            self.progress = None  # a new run starts over
+        fields: dict[str, Any] = {"jobId": draft.job_id}
+        if draft.name == PROGRESS:
+            fields["progress"] = self.progress if self.progress is not None else 0
+            status = given.get("status")
+            fields["status"] = status if type(status) is str else "active"
+        elif draft.name == COMPLETED:
+            fields["result"] = given.get("result")
+            fields["processingTime"] = _processing_time_ms(
+                given, self._first_ms, at_ms, seen_before
+            )
+        elif draft.name == FAILED:
+            fields["error"] = given.get("error")
+        if draft.queue is not None:
+            fields["queueName"] = draft.queue
+        for name, value in given.items():
+            if name not in fields:
+                fields[name] = value
+        return fields
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    try:
+        return payload.encode(fields)
+    except RecursionError:
+        # It could be parsed and cannot be written: too deep by a hair. The end of a job is told all the
+        # same, anything else without what was too deep.
+        shallow = {name: value for name, value in fields.items() if type(value) not in (dict, list)}
+        return payload.encode({**shallow, "truncated": True})
+
+
+def _processing_time_ms(
+    given: dict[str, Any], first_ms: int | None, at_ms: int, seen_before: bool
+) -> float | None:
+    told = given.get("processingTime")
+    if _is_number(told):
+        return max(told, 0)  # type: ignore[type-var]
+    finished = given.get("finishedOn")
+    for name in ("startedAt", "processedOn"):
+        started = given.get(name)
+        if _is_number(started) and _is_number(finished) and finished >= started:  # type: ignore[operator]
+            return finished - started  # type: ignore[operator, no-any-return]
+    if first_ms is None or not seen_before:
+        return None
+    return max(at_ms - first_ms, 0)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

@@ -1,0 +1,192 @@
+"""One batch from Redis: messages → events → a burst a job → an offer to each who watches.
+
+All of a batch is routed before anything is written, so a session is written to once a batch. A message
+of a job that nobody watches costs a look at its channel and its size; its bytes go to history. No fault in
+one message disturbs another.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from relay.core.errors import DecodeError, InvalidReason
+from relay.core.event import TERMINAL, Burst, Draft, Identity, JobEvent, Source
+from relay.core.history import History, Key
+from relay.core.index import Index
+from relay.core.outbox import Verdict
+from relay.core.record import Refusal
+from relay.core.session import Session
+from relay.core.stats import Stats
+
+# A payload above the limit is still read for how the job ended, up to this many times the limit.
+OVERSIZE_FACTOR: Final = 16
+
+RedisMessage = Sequence[bytes]  # b"pmessage", pattern, channel, payload
+
+
+class OnInvalid(Protocol):
+    """Told of each message that is dropped; `error` is there where the fault is ours."""
+
+    def __call__(
+        self, reason: InvalidReason, channel: bytes, error: Exception | None = None
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class Routed:
+    """What a batch came to: how many watched events, and when their publishers said they sent them."""
+
+    count: int = 0
+    ts_ms: list[float] = field(default_factory=list)
+
+
+class Router:
+    """Routes batches. `seq` is the position of the newest message received.
+
+    Args:
+        history: is told to call `understand` and `refused` of this object.
+        on_overflow: told of each session whose outbox is full, after the batch.
+        on_routed: told of each watched event, for the debug log; None costs nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[bytes, Source],
+        index: Index[Session],
+        stats: Stats,
+        max_payload_bytes: int,
+        on_invalid: OnInvalid,
+        on_overflow: Callable[[Session], None],
+        on_routed: Callable[[JobEvent, float | None], None] | None = None,
+    ) -> None:
+        self.seq = 0
+        self.history: History  # given right after: history understands by this object
+        self._sources = sources
+        self._index = index
+        self._stats = stats
+        self.max_payload_bytes = max_payload_bytes
+        self._on_invalid = on_invalid
+        self._on_overflow = on_overflow
+        self._on_routed = on_routed
+
+    def receive(self, messages: Sequence[RedisMessage], now: float, now_ms: int) -> Routed:
+        """Route one batch, received at `now` (monotonic seconds) and `now_ms` (Unix milliseconds)."""
+        stats, history, watches = self._stats, self.history, self._index.watches
+        stats.received += len(messages)
+        bursts: dict[Key, list[JobEvent]] = {}
+        routed = Routed()
+        for _, pattern, channel, message in messages:
+            self.seq += 1
+            identity = self._identify(pattern, channel)
+            if identity is None:
+                continue
+            if self._is_too_large(message, channel):
+                continue
+            if identity.job_id is not None and not watches(identity.queue, identity.job_id):
+                stats.unwatched += 1
+                if history.exposed:
+                    history.keep(identity, message, self.seq, now, now_ms)
+                continue
+            draft = self.understand(identity, message)
+            if draft is None:
+                continue
+            watched = watches(draft.queue, draft.job_id)
+            if not watched:
+                stats.unwatched += 1
+                if not history.exposed:
+                    continue
+            event = history.admit(draft, self.seq, now, now_ms)
+            if event is None or not watched:
+                continue
+            routed.count += 1
+            if self._on_routed is not None:
+                self._on_routed(event, draft.fields.get("progress"))
+            if draft.ts_ms is not None:
+                routed.ts_ms.append(draft.ts_ms)
+            bursts.setdefault((draft.queue, draft.job_id), []).append(event)
+        if bursts:
+            self._deliver(bursts)
+        return routed
+
+    def merge(self, identity: Identity, message: bytes, now: float, now_ms: int) -> None:
+        """Take what was read from Redis for one job as if it had just been published."""
+        if self._is_too_large(message, identity.channel):
+            return
+        self.seq += 1
+        draft = self.understand(identity, message)
+        if draft is None:
+            return
+        event = self.history.admit(draft, self.seq, now, now_ms)
+        self.history.confirm(draft.job_id, self.seq)
+        if event is not None:
+            self._deliver({(draft.queue, draft.job_id): [event]})
+
+    def understand(self, identity: Identity, message: bytes) -> Draft | None:
+        """The draft in `message`; None where it is invalid, which has then been counted and told."""
+        try:
+            draft = identity.source.parse(identity, message)
+            if len(message) > self.max_payload_bytes:
+                if draft.name not in TERMINAL:
+                    raise DecodeError(InvalidReason.TOO_LARGE)
+                draft.truncate()
+        except DecodeError as error:
+            self._invalid(error.reason, identity.channel)
+            return None
+        except Exception as error:  # noqa: BLE001  a fault of ours must not cost more than this message
+            self._invalid(InvalidReason.INTERNAL, identity.channel, error)
+            return None
+        for reason in draft.amended:
+            self._stats.amended[reason.value] += 1
+        return draft
+
+    def refused(self, refusal: Refusal) -> None:
+        """Count what history did not tell on."""
+        if refusal is Refusal.DUPLICATE:
+            self._stats.duplicates += 1
+        else:
+            self._stats.invalid[InvalidReason.LATE.value] += 1
+
+    def _identify(self, pattern: bytes, channel: bytes) -> Identity | None:
+        try:
+            identity = self._sources[pattern].identify(channel)
+        except DecodeError as error:
+            self._invalid(error.reason, channel)
+            return None
+        except Exception as error:  # noqa: BLE001  as in `understand`
+            self._invalid(InvalidReason.INTERNAL, channel, error)
+            return None
+        if identity is None:
+            self._invalid(InvalidReason.NO_IDENTITY, channel)
+        return identity
+
+    def _is_too_large(self, message: bytes, channel: bytes) -> bool:
+        if len(message) <= self.max_payload_bytes * OVERSIZE_FACTOR:
+            return False
+        self._invalid(InvalidReason.TOO_LARGE, channel)
+        return True
+
+    def _invalid(
+        self, reason: InvalidReason, channel: bytes, error: Exception | None = None
+    ) -> None:
+        self._stats.invalid[reason.value] += 1
+        self._on_invalid(reason, channel, error)
+
+    def _deliver(self, bursts: Mapping[Key, list[JobEvent]]) -> None:
+        deliveries = self._stats.deliveries
+        overflowed: list[Session] = []
+        for (queue, job_id), events in bursts.items():
+            burst = Burst(queue, job_id, events)
+            passed = 0
+            for session in self._index.audience(queue, job_id):
+                verdict = session.offer(burst)
+                if verdict is Verdict.PASSED:
+                    passed += 1
+                elif verdict is Verdict.OVERFLOW:
+                    overflowed.append(session)
+            if passed:
+                for event in events:
+                    deliveries[event.metric_name] += passed
+        # Closing changes the index, so it waits until nobody iterates over it.
+        for session in overflowed:
+            self._on_overflow(session)

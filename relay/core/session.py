@@ -1,0 +1,425 @@
+"""One client: commands in; replies, subscriptions and events out, in order and each once.
+
+A session is told of events by `offer` and of what its client says by `receive`. What a subscribe owes
+beyond its reply, a snapshot or a replay, goes through the backfill. A subscribe that needs Redis returns
+a `Lookup`; `resolve` goes on from there, and the jobs' live events wait in history meanwhile.
+
+Knows no socket and no clock: it calls `wake` when there is something to send, and `now` is an argument.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.core import wire
+from relay.core.backfill import Backfill
+from relay.core.closing import CloseReason
+from relay.core.errors import CommandError, ErrorCode, SessionError
+from relay.core.event import Burst, JobEvent
+from relay.core.history import History, Key
+from relay.core.index import Index, Topic
+from relay.core.outbox import Outbox, Verdict
+from relay.core.stats import Stats
+from relay.core.wire import (
+    AuthenticateCommand,
+    Command,
+    JobsCommand,
+    PingCommand,
+    QueueCommand,
+    Ref,
+)
+
+PROTOCOL_VERSION: Final = 1
+MAX_QUEUE_SNAPSHOTS: Final = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class Hub:
+    """What all sessions share. `position` is that of the newest message received."""
+
+    index: "Index[Session]"
+    history: History
+    stats: Stats
+    position: Callable[[], int]
+    needs_lookup: Callable[[str, str | None], bool]
+    wake: Callable[["Session"], None]
+    on_subscribed: Callable[["Session", str], None] | None = None
+    heartbeat_seconds: float
+    high_water_bytes: int
+    max_outbox_bytes: int
+    max_subscriptions: int
+    max_errors: int
+    messages_per_second: float
+    messages_burst: int
+
+
+@dataclass(slots=True)
+class Lookup:
+    """Jobs that must be looked up in Redis before the session can answer; then call its `resolve`."""
+
+    job_ids: list[str]
+
+
+@dataclass(slots=True)
+class _Subscribing:
+    """A subscribe on its way: what it asked, what was new in it, what was refused."""
+
+    command: JobsCommand
+    fresh: set[str]
+    refused: dict[str, ErrorCode]
+    position: int
+
+
+class Session:
+    """One client's state.
+
+    Invariants: an event is sent once however many subscriptions match it; of one job never an older
+    one after a newer one; answers leave in the order of the requests (while a lookup is pending
+    `receive` must not be called).
+    """
+
+    __slots__ = (
+        "_backfill", "_errors", "_hub", "_pending", "_snapshot_queues", "_tokens", "_tokens_at",
+        "_waiting", "connection_id", "link", "outbox", "woken",
+    )  # fmt: skip
+
+    def __init__(self, hub: Hub, connection_id: str, link: Any) -> None:
+        self.connection_id = connection_id
+        self.link = link  # what owns the transport; not looked at here
+        self.outbox = Outbox(hub.max_outbox_bytes, hub.stats)
+        self.woken = False
+        self._hub = hub
+        self._backfill: Backfill | None = None
+        self._pending: _Subscribing | None = None
+        self._waiting: set[Key] | None = None  # jobs whose live events are held for a lookup
+        self._snapshot_queues: set[str] | None = None  # queues watched whose jobs' state was sent
+        self._errors = 0
+        self._tokens = float(hub.messages_burst)
+        self._tokens_at = 0.0
+
+    def tell_status(
+        self, *, redis_up: bool, gap: bool = False, retry_after_ms: int | None = None
+    ) -> Verdict:
+        """Send `relay-status`; `retry_after_ms` given means draining."""
+        status: dict[str, object] = {
+            "protocol": PROTOCOL_VERSION,
+            "connectionId": self.connection_id,
+            "heartbeatSeconds": _whole(self._hub.heartbeat_seconds),
+            "redis": "connected" if redis_up else "disconnected",
+            "gap": gap,
+            "draining": retry_after_ms is not None,
+        }
+        if retry_after_ms is not None:
+            status["retryAfterMs"] = retry_after_ms
+        return self._send(wire.encode_reply("relay-status", status))
+
+    def receive(self, text: bytes, now: float) -> Lookup | None:
+        """Obey one message of the client, which is UTF-8.
+
+        Returns a Lookup where Redis must be asked first: then `resolve` is due before the next message.
+
+        Raises:
+            SessionError: the session is to be closed for it.
+        """
+        may_go_on = self._spend_token(now)  # whatever it is: a message at fault costs no less
+        try:
+            message = wire.parse_json(text)
+            self._hub.stats.client_messages[wire.command_name(message)] += 1
+            command = wire.parse_command(message)
+            if not may_go_on:
+                raise CommandError(
+                    ErrorCode.RATE_LIMITED,
+                    f"more than {self._hub.messages_per_second:g} messages a second",
+                    command.ref,
+                )
+            lookup = self._obey(command)
+        except CommandError as error:
+            self._refuse(error)
+            return None
+        self._errors = 0
+        return lookup
+
+    def resolve(self) -> None:
+        """Answer the subscribe that waited for a lookup, with what history holds by now."""
+        subscribing, self._pending, self._waiting = self._pending, None, None
+        if subscribing is not None:
+            self._answer(subscribing, waited=True)
+
+    def offer(self, burst: Burst) -> Verdict:
+        """Be told of a job's new events. Verdict OVERFLOW: close as a slow consumer."""
+        if self._waiting is not None and (
+            (None, burst.job_id) in self._waiting or (burst.queue, burst.job_id) in self._waiting
+        ):
+            return Verdict.HELD
+        if self._backfill is not None:
+            absorbed = self._backfill.absorb(burst)
+            if absorbed is not None:
+                self._wake()
+                return absorbed
+        verdict = self.outbox.offer(burst)
+        if not self.woken:
+            self.woken = True
+            self._hub.wake(self)
+        return verdict
+
+    def refill(self) -> Verdict:
+        """Put more of what is owed into the outbox, as much as passes through at once."""
+        if self._backfill is None:
+            return Verdict.PASSED
+        verdict = self._backfill.refill(self._hub.high_water_bytes)
+        if not self._backfill:
+            self._backfill = None
+        return verdict
+
+    def end(self) -> None:
+        """Leave the index and let go of all that is pending; idempotent."""
+        self._hub.index.drop(self)
+        self.outbox.clear()
+        self._backfill = self._pending = self._waiting = self._snapshot_queues = None
+
+    # Commands
+
+    def _obey(self, command: Command) -> Lookup | None:
+        match command:
+            case JobsCommand(subscribe=True):
+                return self._subscribe_to_jobs(command)
+            case JobsCommand():
+                for job_id in command.job_ids:
+                    self._unsubscribe((command.queue, job_id))
+                self._reply("unsubscribed", command.echo, command.ref)
+            case QueueCommand(subscribe=True):
+                self._subscribe_to_queue(command)
+            case QueueCommand():
+                self._unsubscribe((command.queue, None))
+                self._reply("unsubscribed", command.echo, command.ref)
+            case AuthenticateCommand():
+                # Nobody is asked for a token, so none expires; a client may send one all the same.
+                self._reply("authenticated", {"expiresAt": None}, command.ref)
+            case PingCommand():
+                self._reply("pong", command.data, command.ref)
+        return None
+
+    def _subscribe_to_jobs(self, command: JobsCommand) -> Lookup | None:
+        hub = self._hub
+        subscribing = _Subscribing(command, set(), dict(command.refused), hub.position())
+        for job_id in command.job_ids:
+            added = self._subscribe((command.queue, job_id))
+            if added is None:
+                subscribing.refused[job_id] = ErrorCode.TOO_MANY_SUBSCRIPTIONS
+            elif added:
+                subscribing.fresh.add(job_id)
+        if subscribing.refused and not command.batch:
+            raise self._too_many(command.ref)
+        wanted = [
+            job_id
+            for job_id in command.job_ids
+            if job_id not in subscribing.refused and hub.needs_lookup(job_id, command.queue)
+        ]
+        if not wanted:
+            self._answer(subscribing, waited=False)
+            return None
+        self._pending = subscribing
+        # The answer comes for all of them together, so the events of all that are new wait for it, save
+        # those that were owed before.
+        self._waiting = {(command.queue, job_id) for job_id in subscribing.fresh}
+        if self._backfill is not None:
+            for job_id in subscribing.fresh:
+                self._check(self._backfill.pay(job_id))
+        return Lookup(wanted)
+
+    def _subscribe_to_queue(self, command: QueueCommand) -> None:
+        queue = command.queue
+        added = self._subscribe((queue, None))
+        if added is None:
+            raise self._too_many(command.ref)
+        self._reply("subscribed", command.echo, command.ref)
+        history, topics = self._hub.history, self._hub.index.topics(self)
+        if not command.snapshot or not history.exposed:
+            return
+        if self._snapshot_queues is None:
+            self._snapshot_queues = set()
+        sent_after = math.inf if added else float(topics[(queue, None)])
+        if queue in self._snapshot_queues:
+            sent_after = -1
+        self._snapshot_queues.add(queue)
+        position = self._hub.position()
+        for job_id in history.newest_of_queue(queue, MAX_QUEUE_SNAPSHOTS):
+            is_known = (None, job_id) in topics or (queue, job_id) in topics
+            sent = -1 if is_known else sent_after
+            self._owe((queue, job_id), position, snapshot=True, sent_after=sent)
+
+    def _subscribe(self, topic: Topic) -> bool | None:
+        """Whether the subscription is new; None where one more is too many."""
+        index = self._hub.index
+        topics = index.topics(self)
+        if topic not in topics and len(topics) >= self._hub.max_subscriptions:
+            return None
+        added = index.add(self, topic, self._hub.position())
+        if added and topic[1] is not None and self._hub.on_subscribed is not None:
+            self._hub.on_subscribed(self, topic[1])
+        return added
+
+    def _unsubscribe(self, topic: Topic) -> None:
+        if topic[1] is None and self._snapshot_queues is not None:
+            self._snapshot_queues.discard(topic[0] or "")
+        self._hub.index.remove(self, topic)
+        if self._backfill is None:
+            return
+        for key in self._backfill.owed(*topic):
+            if self._still_watches(key):
+                # What another subscription brought lately waits in this debt, too.
+                self._check(self._backfill.pay(key[1]))
+            else:
+                self._backfill.cancel(key)
+
+    def _still_watches(self, key: Key) -> bool:
+        """Whether a subscription may match events of this job."""
+        queue, job_id = key
+        topics = self._hub.index.topics(self)
+        if queue is None:
+            return any(topic[1] in (None, job_id) for topic in topics)
+        return not topics.keys().isdisjoint(_topics_of(queue, job_id))
+
+    # Answers, snapshots, replays
+
+    def _answer(self, subscribing: _Subscribing, *, waited: bool) -> None:
+        command = subscribing.command
+        jobs: dict[str, object] = {}
+        owed: list[tuple[Key, int, bool]] = []
+        for job_id in command.job_ids:
+            if job_id not in subscribing.refused:
+                key = (command.queue, job_id)
+                jobs[job_id], debt = self._stand(key, subscribing, waited=waited)
+                if debt is not None:
+                    owed.append((key, *debt))
+        jobs |= {job_id: {"error": code.value} for job_id, code in subscribing.refused.items()}
+        self._reply("subscribed", {**command.echo, "jobs": jobs}, command.ref)
+        for key, position, snapshot in owed:
+            self._owe(key, position, snapshot=snapshot)
+
+    def _stand(
+        self, key: Key, subscribing: _Subscribing, *, waited: bool
+    ) -> tuple[dict[str, object], tuple[int, bool] | None]:
+        """What the answer says of one job; and from which position it is owed events, and whether the
+        snapshot."""
+        queue, job_id = key
+        history = self._hub.history
+        since = subscribing.command.since.get(job_id)
+        # While a subscribe waits, what comes of a job that is new in it is held, and owed now.
+        fresh = job_id in subscribing.fresh
+        if not history.exposed:
+            return _stands(known=False), (subscribing.position, False) if waited and fresh else None
+        if since is not None:
+            later = history.after(job_id, queue, since)
+            unsent = None if later is None else self._unsent(later, key, subscribing)
+            if unsent is not None:
+                self._hub.stats.replayed += len(unsent)
+                position = (unsent[0].seq - 1, False) if unsent else None
+                return _stands(known=True, recovered=True, replayed=len(unsent)), position
+        snapshot = history.snapshot(job_id, queue)
+        if not snapshot:
+            return _stands(known=False), None
+        if not fresh:
+            return _stands(known=True), (snapshot[-1].seq - 1, False)
+        if self._was_sent(snapshot[-1:], key, subscribing):
+            return _stands(known=True), (min(snapshot[-1].seq - 1, subscribing.position), False)
+        return _stands(known=True), (subscribing.position, True)
+
+    def _unsent(
+        self, later: list[JobEvent], key: Key, subscribing: _Subscribing
+    ) -> list[JobEvent] | None:
+        """Those of `later` that no other subscription brought; None where one did, and older ones are
+        missing: they must not come after it."""
+        sent = 0
+        for number in range(len(later)):
+            if self._was_sent(later[number : number + 2], key, subscribing):
+                if sent < number:
+                    return None
+                sent = number + 1
+        return later[sent:]
+
+    def _was_sent(self, events: list[JobEvent], key: Key, subscribing: _Subscribing) -> bool:
+        """Whether another subscription of this session, or an earlier one to `key`, brought the first of
+        `events` (or will); the second is the one that follows it, if any."""
+        event = events[0]
+        fresh = key[1] in subscribing.fresh
+        if fresh and event.seq > subscribing.position:
+            return False
+        topics = self._hub.index.topics(self)
+        for topic in _topics_of(event.queue, event.job_id):
+            began = topics.get(topic)
+            if began is None or (fresh and topic == key):
+                continue
+            gave_snapshot = topic[1] is not None or topic[0] in (self._snapshot_queues or ())
+            is_snapshot = gave_snapshot and (len(events) == 1 or events[1].seq > began)
+            if event.seq > began or is_snapshot:
+                return True
+        return False
+
+    def _owe(
+        self, key: Key, position: int, *, snapshot: bool, sent_after: float = math.inf
+    ) -> None:
+        if self._backfill is None:
+            hub = self._hub
+            self._backfill = Backfill(hub.history, self.outbox, hub.stats)
+        verdict = self._backfill.owe(key, position, snapshot=snapshot, sent_after=sent_after)
+        self._check(verdict)
+        self._wake()
+
+    # Sending
+
+    def _reply(self, event: str, data: object, ref: Ref) -> None:
+        self._check(self._send(wire.encode_reply(event, data, ref)))
+
+    def _send(self, frame: bytes) -> Verdict:
+        verdict = self.outbox.reply(frame)
+        self._wake()
+        return verdict
+
+    def _check(self, verdict: Verdict) -> None:
+        if verdict is Verdict.OVERFLOW:
+            raise SessionError(CloseReason.SLOW_CONSUMER)
+
+    def _wake(self) -> None:
+        if not self.woken:
+            self.woken = True
+            self._hub.wake(self)
+
+    def _refuse(self, error: CommandError) -> None:
+        self._hub.stats.client_errors[error.code.value] += 1
+        self._errors += 1
+        self._check(self._send(wire.encode_error(error)))
+        if self._errors >= self._hub.max_errors:
+            raise SessionError(CloseReason.TOO_MANY_ERRORS)
+
+    def _too_many(self, ref: Ref) -> CommandError:
+        limit = self._hub.max_subscriptions
+        return CommandError(
+            ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"a connection has at most {limit} subscriptions", ref
+        )
+
+    def _spend_token(self, now: float) -> bool:
+        """A token bucket: `messages_burst` at once, `messages_per_second` in the long run."""
+        hub = self._hub
+        gained = (now - self._tokens_at) * hub.messages_per_second
+        self._tokens = min(self._tokens + gained, float(hub.messages_burst))
+        self._tokens_at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+def _topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
+    """The topics that an event of this job matches."""
+    return ((None, job_id),) if queue is None else ((None, job_id), (queue, job_id), (queue, None))
+
+
+def _whole(number: float) -> float:
+    """25 rather than 25.0: the same to JSON, kinder to readers and to typed clients."""
+    return int(number) if number == int(number) else number
+
+
+def _stands(*, known: bool, recovered: bool = False, replayed: int = 0) -> dict[str, object]:
+    return {"known": known, "recovered": recovered, "replayed": replayed}

@@ -1,0 +1,375 @@
+"""What is owed from history arrives whole, in order and once, as the transport has room for it."""
+
+from collections import Counter
+from typing import TypeAlias
+
+import orjson
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from relay.core.backfill import Backfill
+from relay.core.event import COMPLETED, FAILED, PROGRESS, JobEvent
+from relay.core.outbox import Outbox, Verdict
+from tests.fakes import Client, Message, Relay, burst, decode, draft, event
+
+ROOM_BYTES = 2000
+
+
+class Owing:
+    """A backfill between a history of one queue's jobs and an outbox."""
+
+    def __init__(self, max_outbox_bytes: int = 1 << 20) -> None:
+        self.relay = Relay()
+        self.outbox = Outbox(max_outbox_bytes, self.relay.stats)
+        self.backfill = Backfill(self.relay.history, self.outbox, self.relay.stats)
+
+    def admit(
+        self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None, padding: int = 0
+    ) -> JobEvent:
+        relay = self.relay
+        relay.seq += 1
+        each = draft(name, job_id, queue, padding="x" * padding, status="active")
+        told = relay.history.admit(each, relay.seq, float(relay.seq), 1000 * relay.seq)
+        assert told is not None
+        return told
+
+    def refill(self) -> list[str]:
+        """What one refill brings: event ids."""
+        assert self.backfill.refill(ROOM_BYTES) is Verdict.PASSED
+        return self.take()
+
+    def take(self) -> list[str]:
+        ids = []
+        while self.outbox.pending_bytes:
+            ids += [message["id"] for message in decode(self.outbox.take(1 << 20))]
+        return ids
+
+
+@pytest.fixture
+def owing() -> Owing:
+    return Owing()
+
+
+def test_a_snapshot_is_one_event(owing: Owing) -> None:
+    owing.admit()
+    owing.admit()
+
+    owing.backfill.owe((None, "job"), position=2, snapshot=True)
+
+    assert owing.refill() == ["e-2"]
+    assert not owing.backfill
+    assert owing.relay.stats.deliveries == {PROGRESS: 1}
+
+
+def test_a_job_that_history_forgot_is_owed_no_more(owing: Owing) -> None:
+    owing.backfill.owe((None, "job"), position=2, snapshot=True)
+
+    assert owing.refill() == []
+    assert not owing.backfill
+
+
+def test_snapshots_are_given_as_room_allows(owing: Owing) -> None:
+    for job_id in ("a", "b", "c"):
+        owing.admit(job_id=job_id, padding=1500)
+        owing.backfill.owe((None, job_id), position=3, snapshot=True)
+
+    assert owing.refill() == ["e-1", "e-2"]
+    assert owing.refill() == ["e-3"]
+
+
+def test_a_long_replay_is_given_in_pieces_and_goes_on_with_what_came_meanwhile(
+    owing: Owing,
+) -> None:
+    for _ in range(4):
+        owing.admit(padding=1100)
+    owing.backfill.owe((None, "job"), position=1, snapshot=False)
+
+    first = owing.refill()
+    live = owing.admit()
+
+    assert first == ["e-2", "e-3"]
+    assert owing.backfill.absorb(burst(live)) is Verdict.HELD
+    assert owing.refill() == ["e-4", "e-5"]
+    assert not owing.backfill
+
+
+def test_a_replay_is_not_conflated_while_the_transport_takes_all(owing: Owing) -> None:
+    for _ in range(5):
+        owing.admit(padding=900)
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+
+    assert owing.refill() + owing.refill() + owing.refill() == [f"e-{n}" for n in range(1, 6)]
+
+
+def test_what_the_transport_held_up_is_conflated(owing: Owing) -> None:
+    for name in (PROGRESS, "job-stalled", PROGRESS, COMPLETED, PROGRESS, PROGRESS):
+        owing.admit(name, padding=1100)
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+    first = owing.refill()
+
+    owing.outbox.congested = True
+    assert owing.refill() == []
+    owing.outbox.congested = False
+
+    assert first == ["e-1", "e-2"]
+    assert owing.refill() + owing.refill() == ["e-4", "e-6"]
+
+
+def test_what_is_owed_from_now_on_is_not_conflated_for_a_congestion_before(owing: Owing) -> None:
+    owing.outbox.congested = True
+    owing.outbox.congested = False
+    owing.admit()
+    owing.admit()
+
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+
+    assert owing.refill() == ["e-1", "e-2"]
+
+
+def test_a_replay_asked_for_during_a_congestion_is_conflated(owing: Owing) -> None:
+    owing.admit()
+    owing.admit()
+    owing.outbox.congested = True
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+    owing.outbox.congested = False
+
+    assert owing.refill() == ["e-2"]
+
+
+def test_an_end_does_not_wait(owing: Owing) -> None:
+    owing.admit()
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+
+    verdict = owing.backfill.absorb(burst(owing.admit(COMPLETED)))
+
+    assert verdict is Verdict.HELD
+    assert owing.take() == ["e-1", "e-2"]
+    assert not owing.backfill
+
+
+def test_a_live_event_of_a_congested_session_does_not_wait_in_history(owing: Owing) -> None:
+    owing.admit()
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+    owing.outbox.congested = True
+
+    owing.backfill.absorb(burst(owing.admit("job-stalled")))
+
+    assert owing.take() == ["e-1", "e-2"]
+
+
+def test_what_came_after_the_subscription_is_given_beside_the_snapshot(owing: Owing) -> None:
+    owing.admit()
+    owing.backfill.owe((None, "job"), position=1, snapshot=True)
+    owing.backfill.absorb(burst(owing.admit("job-stalled")))
+    owing.backfill.absorb(burst(owing.admit()))
+
+    assert owing.refill() == ["e-2", "e-3"]
+
+
+def test_an_end_and_a_new_run_in_one_batch_are_both_given(owing: Owing) -> None:
+    owing.backfill.owe((None, "job"), position=0, snapshot=True)
+
+    owing.backfill.absorb(burst(owing.admit(COMPLETED), owing.admit(PROGRESS)))
+
+    assert owing.take() == ["e-1", "e-2"]
+
+
+def test_how_a_job_ended_is_given_before_what_came_since(owing: Owing) -> None:
+    owing.admit(FAILED)
+    # Not a new run: without a running status the end stands.
+    owing.relay.seq += 1
+    owing.relay.history.admit(draft("job-note"), 2, 2.0, 2000)
+    owing.backfill.owe((None, "job"), position=1, snapshot=True)
+
+    assert owing.refill() == ["e-1", "e-2"]
+
+
+def test_other_jobs_are_not_absorbed(owing: Owing) -> None:
+    owing.admit(queue="q1")
+    owing.backfill.owe(("q1", "job"), position=0, snapshot=False)
+
+    assert owing.backfill.absorb(burst(event(job_id="other"))) is None
+    assert owing.backfill.absorb(burst(event(queue="q2"))) is None
+    assert owing.backfill.absorb(burst(event(queue="q1"))) is Verdict.HELD
+
+
+def test_a_debt_is_not_shortened_by_a_later_one(owing: Owing) -> None:
+    for _ in range(3):
+        owing.admit()
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+
+    owing.backfill.owe((None, "job"), position=3, snapshot=True)
+
+    assert owing.refill() == ["e-1", "e-2", "e-3"]
+
+
+def test_no_event_is_owed_twice_by_a_job_and_the_job_within_its_queue(owing: Owing) -> None:
+    owing.backfill.owe(("q", "job"), position=0, snapshot=True)
+    owing.backfill.owe((None, "job"), position=0, snapshot=True)
+    owing.backfill.owe(("q", "job"), position=0, snapshot=True)
+
+    owing.backfill.absorb(burst(owing.admit(queue="q")))
+
+    assert owing.refill() == ["e-1"]
+
+
+def test_cancel_forgets_and_is_idempotent(owing: Owing) -> None:
+    owing.admit()
+    owing.backfill.owe((None, "job"), position=1, snapshot=True)
+
+    owing.backfill.cancel((None, "job"))
+    owing.backfill.cancel((None, "job"))
+
+    assert owing.refill() == []
+
+
+def test_an_outbox_that_cannot_take_the_end_overflows() -> None:
+    owing = Owing(max_outbox_bytes=1000)
+    owing.outbox.congested = True
+    owing.outbox.reply(b"\x81\x02{}")
+    owing.backfill.owe((None, "job"), position=0, snapshot=False)
+
+    verdict = owing.backfill.absorb(burst(owing.admit(COMPLETED, padding=2000)))
+
+    assert verdict is Verdict.OVERFLOW
+
+
+# Any interleaving
+
+Job: TypeAlias = tuple[str, str]  # queue, job id
+
+jobs = st.sampled_from(["j1", "j2"])
+queues = st.sampled_from(["q1", "q2"])
+names = st.lists(
+    st.sampled_from([PROGRESS, PROGRESS, "job-note", COMPLETED]), min_size=1, max_size=3
+)
+
+
+class OneClient(RuleBasedStateMachine):
+    """One client and whatever may happen to it; what it was sent is compared with what was told.
+
+    `wanted` holds what was told of each job while a subscription matched it. Each progress says that the
+    job runs, so jobs end again and again. The `ref` of a request tells where its answer stands.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        # So little room that a flush of one round leaves much behind.
+        self.relay = Relay(high_water_bytes=300)
+        self.client = Client(self.relay)
+        self.wanted: dict[Job, list[JobEvent]] = {}
+        self.asked: Counter[int] = Counter()  # how often each event may be sent as a snapshot
+        self.left: dict[int, set[Job]] = {}  # by ref: what is not watched any more
+        self.ref = 0
+
+    # What may happen
+
+    @rule(queue=queues, job_id=jobs, batch=names)
+    def publish(self, queue: str, job_id: str, batch: list[str]) -> None:
+        status = {PROGRESS: {"status": "active"}}
+        drafts = [draft(name, job_id, queue, **status.get(name, {})) for name in batch]
+        events = self.relay.publish_batch(drafts)
+        if self.is_watched((queue, job_id)):
+            self.wanted.setdefault((queue, job_id), []).extend(events)
+
+    @rule(queue=st.none() | queues, job_id=jobs, back=st.integers(min_value=0, max_value=6))
+    def subscribe(self, queue: str | None, job_id: str, back: int) -> None:
+        held = self.relay.history.events(job_id, queue)
+        since = held[-back].id if 0 < back <= len(held) else None
+        self.ask("subscribe-to-job", {"jobId": job_id, "queueName": queue, "since": since})
+
+    @rule(queue=queues, snapshot=st.booleans())
+    def subscribe_to_queue(self, queue: str, snapshot: bool) -> None:
+        self.ask("subscribe-to-queue", {"queueName": queue, "snapshot": snapshot})
+
+    @rule(queue=st.none() | queues, job_id=jobs)
+    def unsubscribe(self, queue: str | None, job_id: str) -> None:
+        self.ask("unsubscribe-from-job", {"jobId": job_id, "queueName": queue})
+
+    @rule(queue=queues)
+    def unsubscribe_from_queue(self, queue: str) -> None:
+        self.ask("unsubscribe-from-queue", {"queueName": queue})
+
+    @rule(needed=st.booleans())
+    def need_lookups(self, needed: bool) -> None:
+        self.relay.looked_up = {"j1"} if needed else set()
+
+    @rule()
+    def resolve(self) -> None:
+        if self.client.lookup is not None:
+            self.client.lookup = None
+            self.count_snapshots()
+            self.client.resolve()
+
+    @rule(congested=st.booleans())
+    def congest(self, congested: bool) -> None:
+        self.client.outbox.congested = congested
+
+    @rule(rounds=st.integers(min_value=1, max_value=2))
+    def flush(self, rounds: int) -> None:
+        self.client.flush(rounds)
+
+    # How it is looked at
+
+    def ask(self, name: str, data: Message) -> None:
+        if self.client.lookup is not None:
+            return  # the edge does not read on meanwhile
+        self.ref += 1
+        before = {job for job in ALL_JOBS if self.is_watched(job)}
+        self.count_snapshots()
+        self.client.lookup = self.client.session.receive(
+            orjson.dumps({"event": name, "data": data, "ref": self.ref}), 1.0
+        )
+        left = {job for job in before if not self.is_watched(job)}
+        self.left[self.ref] = left
+        for job in left:
+            self.wanted.pop(job, None)
+
+    def is_watched(self, job: Job) -> bool:
+        topics = self.relay.index.topics(self.client.session)
+        queue, job_id = job
+        return not topics.keys().isdisjoint({(None, job_id), (queue, job_id), (queue, None)})
+
+    def count_snapshots(self) -> None:
+        for queue, job_id in ALL_JOBS:
+            self.asked.update(one.seq for one in self.relay.history.snapshot(job_id, queue))
+
+    def sent(self) -> dict[Job, list[int]]:
+        """The positions of what the client was sent of each job since it last began to watch it."""
+        found: dict[Job, list[int]] = {}
+        for message in self.client.seen:
+            if "id" in message:
+                job = (message["data"]["queueName"], message["data"]["jobId"])
+                found.setdefault(job, []).append(int(message["id"].partition("-")[2]))
+            for job in self.left.get(message.get("ref", 0), ()):
+                found.pop(job, None)
+        return found
+
+    @invariant()
+    def bytes_add_up(self) -> None:
+        assert self.relay.stats.outbox_bytes == self.client.outbox.pending_bytes
+
+    def teardown(self) -> None:
+        """In the end the client knows all that it was to know, and saw it in order."""
+        if not hasattr(self, "client"):
+            return
+        self.resolve()
+        self.client.relieve()
+        sent = self.sent()
+        assert not self.client.outbox.pending_bytes
+        assert all(self.is_watched(job) for job in sent)
+        assert all(seqs == sorted(seqs) for seqs in sent.values())
+        for job, events in self.wanted.items():
+            newest_by_name = {one.name: one.seq for one in events}
+            ends = {one.seq for one in events if one.terminal}
+            assert {*newest_by_name.values(), *ends} <= set(sent.get(job, ())), job
+        times = Counter(seq for seqs in sent.values() for seq in seqs)
+        assert all(count <= 1 + self.asked[seq] for seq, count in times.items())
+
+
+ALL_JOBS: list[Job] = [(queue, job_id) for queue in ("q1", "q2") for job_id in ("j1", "j2")]
+
+TestOneClient = OneClient.TestCase
+TestOneClient.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

@@ -1,0 +1,50 @@
+"""What the core counts in: a histogram's buckets hold what Prometheus expects of `le`."""
+
+import pytest
+
+from relay.core.stats import SECONDS_BUCKETS, Histogram, Stats
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts"),
+    [
+        (-1.0, [1, 0, 0]),
+        (0.0, [1, 0, 0]),
+        (1.0, [1, 0, 0]),
+        (1.001, [0, 1, 0]),
+        (2.0, [0, 1, 0]),
+        (2.001, [0, 0, 1]),
+    ],
+)
+def test_duration_counts_in_the_first_bucket_that_is_not_below_it(
+    seconds: float, counts: list[int]
+) -> None:
+    histogram = Histogram((1.0, 2.0))
+
+    histogram.observe(seconds)
+
+    assert histogram.counts == counts
+
+
+def test_sum_and_counts_take_many_observations_at_once() -> None:
+    histogram = Histogram((1.0, 2.0))
+
+    histogram.observe(1.5, 3)
+    histogram.observe(-5.0)
+
+    assert (histogram.counts, histogram.sum) == ([1, 3, 0], 4.5)
+
+
+def test_default_bounds_rise() -> None:
+    assert sorted(set(SECONDS_BUCKETS)) == list(SECONDS_BUCKETS)
+    assert Histogram().bounds == SECONDS_BUCKETS
+
+
+def test_two_instances_share_nothing() -> None:
+    one, other = Stats(), Stats()
+
+    one.invalid["not_json"] += 1
+    one.relay_seconds.observe(0.1)
+
+    assert other.invalid["not_json"] == 0
+    assert sum(other.relay_seconds.counts) == 0

@@ -1,0 +1,241 @@
+"""A relay without edges, for tests of the core: publish by a call, and read a session like a client.
+
+`Relay` does what the router does between history, index and sessions, with a dialect of its own:
+payloads are flat JSON objects with `event`, and `queueName` and `eventId` where they are told. `Client`
+does what a socket does: it flushes while the transport takes more, and decodes what it was sent.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from relay.core.event import PROGRESS, RUNNING_STATUSES, Burst, Draft, Identity, JobEvent, Source
+from relay.core.history import History
+from relay.core.index import Index
+from relay.core.outbox import Outbox, Verdict
+from relay.core.session import Hub, Lookup, Session
+from relay.core.stats import Stats
+
+if TYPE_CHECKING:
+    from relay.core.record import Refusal
+
+EPOCH = "e"
+INVALID = b"invalid"
+FLUSH_BYTES = 65536
+
+Message = dict[str, Any]
+
+
+class Dialect:
+    """The source of the messages that tests write; `understood` lists each payload it was given."""
+
+    pattern = "*"
+
+    def __init__(self) -> None:
+        self.understood: list[bytes] = []
+        self.default_name = PROGRESS
+
+    def identify(self, channel: bytes) -> Identity:
+        queue, _, job_id = channel.decode().rpartition(":")
+        return Identity(self, channel, job_id, queue or None)
+
+    def parse(self, identity: Identity, message: bytes) -> Draft:
+        fields = orjson.loads(message)
+        assert identity.job_id is not None
+        return Draft(
+            fields.pop("event", self.default_name),
+            identity.job_id,
+            identity.queue or fields.pop("queueName", None),
+            fields,
+            id=fields.pop("eventId", None),
+            runs=fields.get("status") in RUNNING_STATUSES,
+        )
+
+    def understand(self, identity: Identity, message: bytes) -> Draft | None:
+        self.understood.append(message)
+        return None if message == INVALID else self.parse(identity, message)
+
+
+def draft(
+    name: str = PROGRESS,
+    job_id: str = "job",
+    queue: str | None = None,
+    *,
+    id: str | None = None,
+    **fields: Any,
+) -> Draft:
+    """What a source would make of such a message."""
+    runs = fields.get("status") in RUNNING_STATUSES
+    return Draft(name, job_id, queue, fields, id=id, runs=runs)
+
+
+def identity(job_id: str = "job", queue: str | None = None) -> Identity:
+    """What a channel tells of such a job."""
+    source: Source = Dialect()
+    return Identity(source, f"{queue or ''}:{job_id}".encode(), job_id, queue)
+
+
+def raw(name: str = PROGRESS, **fields: Any) -> bytes:
+    """The bytes of a message in the tests' dialect."""
+    return orjson.dumps({"event": name, **fields})
+
+
+def event(
+    name: str = PROGRESS,
+    job_id: str = "job",
+    queue: str | None = None,
+    *,
+    seq: int = 1,
+    padding_bytes: int = 0,
+) -> JobEvent:
+    """An event whose data tells its seq."""
+    data = orjson.dumps({"jobId": job_id, "seq": seq, "padding": "x" * padding_bytes})
+    return JobEvent(name, job_id, queue, f"{EPOCH}-{seq}", seq, 1000 + seq, data)
+
+
+def burst(*events: JobEvent) -> Burst:
+    """These events of one job, as one batch brought them."""
+    return Burst(events[0].queue, events[0].job_id, events)
+
+
+def decode(data: bytes) -> list[Message]:
+    """The messages in a piece of WebSocket text frames."""
+    messages = []
+    while data:
+        assert data[0] == 0x81, "a final text frame"
+        head, length = 2, data[1]
+        if length == 126:
+            head, length = 4, int.from_bytes(data[2:4], "big")
+        elif length == 127:
+            head, length = 10, int.from_bytes(data[2:10], "big")
+        messages.append(orjson.loads(data[head : head + length]))
+        data = data[head + length :]
+    return messages
+
+
+class Relay:
+    """History, index and sessions, put together as the router and the composition root do."""
+
+    def __init__(
+        self, *, max_events: int = 100, max_jobs: int = 1000, exposed: bool = True, **limits: Any
+    ) -> None:
+        self.seq = 0
+        self.dialect = Dialect()
+        self.stats = Stats()
+        self.index: Index[Session] = Index()
+        self.refusals: list[Refusal] = []
+        self.looked_up: set[str] = set()  # the jobs that must be looked up at a subscribe
+        self.woken: list[Session] = []
+        self.history = History(
+            epoch=EPOCH,
+            understand=self.dialect.understand,
+            on_refused=self.refusals.append,
+            max_events=max_events,
+            max_jobs=max_jobs,
+            max_bytes=1 << 24,
+            ttl_seconds=3600,
+            exposed=exposed,
+        )
+        defaults: dict[str, Any] = {
+            "heartbeat_seconds": 25,
+            "high_water_bytes": FLUSH_BYTES,
+            "max_outbox_bytes": 1 << 22,
+            "max_subscriptions": 1000,
+            "max_errors": 10,
+            "messages_per_second": 1000,
+            "messages_burst": 1000,
+        }
+        self.hub = Hub(
+            index=self.index,
+            history=self.history,
+            stats=self.stats,
+            position=lambda: self.seq,
+            needs_lookup=lambda job_id, _: job_id in self.looked_up,
+            wake=self.woken.append,
+            **(defaults | limits),
+        )
+
+    def publish(
+        self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None, **fields: Any
+    ) -> JobEvent | None:
+        """One message in a batch of its own. Returns the event where somebody was told of it."""
+        events = self.publish_batch([draft(name, job_id, queue, **fields)])
+        return events[0] if events else None
+
+    def publish_batch(self, drafts: list[Draft]) -> list[JobEvent]:
+        """Messages of one job in one batch. Returns the events that somebody was told of."""
+        events = []
+        for each in drafts:
+            self.seq += 1
+            if not self.index.watches(each.queue, each.job_id):
+                if self.history.exposed:
+                    self._keep(each)
+                continue
+            told = self.history.admit(each, self.seq, float(self.seq), 1000 * self.seq)
+            if told is not None:
+                events.append(told)
+        if events:
+            for session in self.index.audience(events[0].queue, events[0].job_id):
+                assert session.offer(burst(*events)) is not Verdict.OVERFLOW
+        return events
+
+    def _keep(self, each: Draft) -> None:
+        told = {"eventId": each.id} if each.id is not None else {}
+        message = raw(each.name, **told, **each.fields)
+        now = float(self.seq)
+        self.history.keep(
+            identity(each.job_id, each.queue), message, self.seq, now, 1000 * self.seq
+        )
+
+
+class Client:
+    """One session and its transport; `seen` is all that the client was sent."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.session = Session(relay.hub, "c1", None)
+        self.outbox: Outbox = self.session.outbox
+        self.seen: list[Message] = []
+        self.lookup: Lookup | None = None
+
+    def send(self, event: str, data: object = None, **rest: Any) -> list[Message]:
+        """Say this to the relay. Returns what came of it."""
+        return self.send_bytes(orjson.dumps({"event": event, "data": data, **rest}))
+
+    def send_bytes(self, text: bytes, now: float = 1.0) -> list[Message]:
+        """Say exactly this, at `now`. Returns what came of it."""
+        self.lookup = self.session.receive(text, now)
+        return self.flush()
+
+    def resolve(self) -> list[Message]:
+        """Let the pending lookup be done. Returns what came of it."""
+        self.session.resolve()
+        return self.flush()
+
+    def flush(self, rounds: int = 1_000_000) -> list[Message]:
+        """Take what the session has to send, while the transport is not congested."""
+        self.session.woken = False
+        messages: list[Message] = []
+        while not self.outbox.congested and rounds:
+            rounds -= 1
+            if not self.outbox.pending_bytes:
+                assert self.session.refill() is not Verdict.OVERFLOW
+                if not self.outbox.pending_bytes:
+                    break
+            messages += decode(self.outbox.take(FLUSH_BYTES))
+        self.seen += messages
+        return messages
+
+    def congest(self) -> None:
+        """The transport stops taking."""
+        self.outbox.congested = True
+
+    def relieve(self) -> list[Message]:
+        """The transport takes again. Returns what it was given."""
+        self.outbox.congested = False
+        return self.flush()
+
+
+def job_events(messages: list[Message]) -> list[str]:
+    """The event ids in `messages`, in order."""
+    return [message["id"] for message in messages if "id" in message]
