@@ -128,11 +128,13 @@ class History:
         """Every event later than the one whose id is `since`; None where that cannot be promised:
         it is not held, or something after it may have been missed."""
         events = self.events(job_id, queue)
+        trimmed = (record.trimmed_seq for record in self._matching(job_id, queue))
+        missed_seq = max(trimmed, default=0)
         for position in range(len(events) - 1, -1, -1):
             if events[position].id == since:
-                if events[position].seq <= self.gap_seq:
-                    return None
-                return events[position + 1 :]
+                # An event is lost behind a gap, or where an end outlived what came after it.
+                whole = events[position].seq > max(self.gap_seq, missed_seq)
+                return events[position + 1 :] if whole else None
         return None
 
     def newest_of_queue(self, queue: str, limit: int) -> list[str]:

@@ -36,7 +36,7 @@ class Record:
 
     __slots__ = (
         "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "entries", "job_id", "progress", "queue",
-        "raw_count", "size_bytes", "updated_at", "updated_seq",
+        "raw_count", "size_bytes", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
     def __init__(self, queue: str | None, job_id: str) -> None:
@@ -47,6 +47,7 @@ class Record:
         self.size_bytes = 0
         self.updated_at = 0.0  # monotonic seconds
         self.updated_seq = 0
+        self.trimmed_seq = 0  # of the newest entry that was trimmed away
         self.progress: float | None = None
         self._end: JobEvent | None = None  # the event the job ended with, until it runs again
         self._told_end = False  # whether the newest event told is an end
@@ -114,10 +115,12 @@ class Record:
             victim = 1 if self.entries[0] is self._end else 0
             entry = self.entries.pop(victim)
             if type(entry) is JobEvent:
+                self.trimmed_seq = max(self.trimmed_seq, entry.seq)
                 self.size_bytes -= len(entry.data) + ENTRY_OVERHEAD_BYTES
                 if self._ids is not None:
                     self._ids.discard(entry.id)
             else:
+                self.trimmed_seq = max(self.trimmed_seq, entry[2])  # type: ignore[index]
                 self.size_bytes -= len(entry[1]) + ENTRY_OVERHEAD_BYTES  # type: ignore[index]
                 self.raw_count -= 1
                 if self._first_ms is None:

@@ -68,7 +68,7 @@ class Router:
         self.max_payload_bytes = max_payload_bytes
         self._on_invalid = on_invalid
         self._on_overflow = on_overflow
-        self._on_routed = on_routed
+        self.on_routed = on_routed
 
     def receive(self, messages: Sequence[RedisMessage], now: float, now_ms: int) -> Routed:
         """Route one batch, received at `now` (monotonic seconds) and `now_ms` (Unix milliseconds)."""
@@ -100,8 +100,8 @@ class Router:
             if event is None or not watched:
                 continue
             routed.count += 1
-            if self._on_routed is not None:
-                self._on_routed(event, draft.fields.get("progress"))
+            if self.on_routed is not None:
+                self.on_routed(event, draft.fields.get("progress"))
             if draft.ts_ms is not None:
                 routed.ts_ms.append(draft.ts_ms)
             bursts.setdefault((draft.queue, draft.job_id), []).append(event)

@@ -398,3 +398,15 @@ def test_a_job_is_current_again_once_it_was_compared_with_redis() -> None:
 
     assert not before
     assert kept.history.is_current("job", None)
+
+
+def test_what_was_trimmed_behind_an_end_cannot_be_replayed_from_it() -> None:
+    kept = Kept(max_events=2)
+    end = kept.admit(COMPLETED)
+    kept.admit("job-archived")
+    kept.admit("job-moved")
+    assert end is not None
+
+    later = kept.history.after("job", None, end.id)
+
+    assert later is None
