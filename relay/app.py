@@ -1,0 +1,426 @@
+"""The composition root: builds each part once, starts them in order, drains them in reverse.
+
+No module-level state: the command line, the demo, a test and somebody else's process all use `Relay`.
+"""
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from relay import logs, systemd
+from relay.config import ConfigError
+from relay.core.errors import InvalidReason
+from relay.core.event import Identity, JobEvent, Source
+from relay.core.history import History
+from relay.core.index import Index
+from relay.core.router import Routed, Router
+from relay.core.session import Hub, Session
+from relay.core.stats import Stats
+from relay.metrics import Metrics, RelayCollector
+from relay.settings import Config
+from relay.sources.celery import CelerySource
+from relay.sources.channel import ChannelSource
+from relay.sources.template import ChannelTemplate
+from relay.upstream.connection import RedisSettings, make_client
+from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups, read_keys
+from relay.upstream.subscription import Subscription
+from relay.web import listener
+from relay.web.admin import Admin, Readiness
+from relay.web.flusher import Flusher
+from relay.web.front import Door, Front
+from relay.web.gateway import Gateway
+from relay.web.jobs import Jobs
+from relay.web.origin import OriginPolicy
+from relay.web.routes import admin_app, public_app
+
+TICK_SECONDS: Final = 1.0
+INVALID_LINES_PER_SECOND: Final = 5
+HTTP_SHUTDOWN_SECONDS: Final = 2.0
+# What a reload may change; everything else is said to need a restart.
+RELOADABLE: Final = ("log.level", "limits", "server.allowed_origins", "server.allowed_hosts")
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the relay listens, as URLs."""
+
+    public: str
+    admin: str
+
+
+def build_sources(config: Config) -> dict[str, Source]:
+    """The sources by name. Raises ConfigError for a template that is none."""
+    built: dict[str, Source] = {}
+    faults = []
+    for name, source in config.source.items():
+        if source.kind == "celery":
+            built[name] = CelerySource(source.key_prefix)
+            continue
+        try:
+            built[name] = ChannelSource(ChannelTemplate.parse(source.channel))
+        except ValueError as error:
+            faults.append(f"source.{name}.channel: {source.channel!r}: {error}")
+    patterns = [source.pattern for source in built.values()]
+    for name, built_source in built.items():
+        if patterns.count(built_source.pattern) > 1:
+            faults.append(
+                f"source.{name}: another source has the same pattern {built_source.pattern};"
+                " give each its own channels"
+            )
+    if faults:
+        raise ConfigError(faults)
+    return built
+
+
+class Relay:
+    """One relay. Make it inside a running event loop; then `start`, `run` until cancelled, `drain`, `stop`.
+
+    Args:
+        routes: further HTTP routes for the public listener.
+    """
+
+    def __init__(self, config: Config, *, routes: Sequence[web.AbstractRouteDef] = ()) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.stdlib.get_logger()
+        self._stats = Stats()
+        self._was_up = False
+        self._paused = False
+        self._unfinished: list[tuple[float, Routed]] = []  # batches not yet at their last socket
+        self._invalid_lines = logs.RateLimited(INVALID_LINES_PER_SECOND)
+        sources = build_sources(config)
+        epoch = secrets.token_hex(4)
+        self._index: Index[Session] = Index()
+        self._router = Router(
+            sources={source.pattern.encode(): source for source in sources.values()},
+            index=self._index,
+            stats=self._stats,
+            max_payload_bytes=config.limits.max_payload_bytes,
+            on_invalid=self._on_invalid,
+            on_overflow=lambda session: self._gateway.overflowed(session),
+            on_routed=self._on_routed if config.log.level == "debug" else None,
+        )
+        self._history = self._router.history = History(
+            epoch=epoch,
+            understand=self._router.understand,
+            on_refused=self._router.refused,
+            max_events=config.history.max_events,
+            max_jobs=config.history.max_jobs,
+            max_bytes=config.history.max_bytes,
+            ttl_seconds=config.history.ttl_seconds,
+            exposed=config.history.backend != "off",
+        )
+        settings = RedisSettings(
+            url=config.redis.url.get_secret_value(),
+            username=config.redis.username,
+            password=config.redis.password.get_secret_value(),
+            tls_ca_file=config.redis.tls_ca_file,
+            connect_timeout_seconds=config.redis.connect_timeout_seconds,
+        )
+        self._subscription = Subscription(
+            settings,
+            [source.pattern for source in sources.values()],
+            health_check_seconds=config.redis.health_check_seconds,
+            backoff_max_seconds=config.redis.backoff_max_seconds,
+            on_batch=self._on_batch,
+            on_up=self._on_up,
+            on_down=self._on_down,
+        )
+        self._client = make_client(settings, TIMEOUT_SECONDS)
+        self._celery = [source for source in sources.values() if isinstance(source, CelerySource)]
+        self._lookups = Lookups(
+            read=self._read_keys,
+            keys_of=self._keys_of,
+            position_of=self._history.updated_seq,
+            on_found=self._on_found,
+            is_connected=lambda: self._stats.redis_up,
+        )
+        self._flusher = Flusher(self._loop, self._on_flushed)
+        self._gateway = Gateway(
+            self._make_hub(),
+            flusher=self._flusher,
+            look_up=self._lookups.request,
+            other_connections=self._http_connections,
+            epoch=epoch,
+            interval_seconds=config.heartbeat.interval_seconds,
+            timeout_seconds=config.heartbeat.timeout_seconds,
+            max_message_bytes=config.limits.max_message_bytes,
+            max_connections=config.limits.max_connections,
+            max_connections_per_address=config.limits.max_connections_per_address,
+        )
+        self._build_web(routes)
+
+    # Life
+
+    async def start(self) -> Addresses:
+        """Listen. Raises OSError where an address cannot be had."""
+        server, admin = self._config.server, self._config.admin
+        await self._public.setup()
+        await self._admin.setup()
+        if server.unix_socket:
+            public = [listener.bind_unix(server.unix_socket)]
+        else:
+            public = listener.bind(
+                server.host,
+                server.port,
+                reuse_port=server.reuse_port,
+                unsent_bytes=self._config.backpressure.unsent_bytes,
+            )
+        addresses = Addresses(listener.url(public), "")
+        for sock in public:
+            self._servers.append(await self._listen(sock))
+        bound = listener.bind(admin.host, admin.port)
+        addresses = Addresses(addresses.public, listener.url(bound))
+        for sock in bound:
+            await web.SockSite(self._admin, sock).start()
+        self._log.info("relay_listening", public=addresses.public, admin=addresses.admin)
+        return addresses
+
+    async def run(self) -> None:
+        """Read Redis, beat, look up and tick, until cancelled; a bug in any of them ends all."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._subscription.run())
+            tasks.create_task(self._lookups.run())
+            tasks.create_task(self._gateway.beat())
+            tasks.create_task(self._tick())
+
+    async def drain(self) -> None:
+        """Readiness falls, every client is told and closed, spread over `server.drain_seconds`."""
+        self._log.info("relay_draining", connections=len(self._gateway))
+        await self._gateway.drain(self._config.server.drain_seconds)
+
+    async def stop(self) -> None:
+        """Let go of every address and connection."""
+        for server in self._servers:
+            server.close()
+        self._door.close()
+        self._gateway.cut_off()
+        self._lookups.close()
+        await self._public.cleanup()
+        await self._admin.cleanup()
+        await self._client.aclose()
+        self._log.info("relay_stopped")
+
+    def reload(self, config: Config) -> list[str]:
+        """Take over what can be changed while running; returns the settings that need a restart."""
+        limits, hub, gateway = config.limits, self._gateway.hub, self._gateway
+        logs.set_level(config.log.level)
+        debug = config.log.level == "debug"
+        self._router.on_routed = self._on_routed if debug else None
+        hub.on_subscribed = self._on_subscribed if debug else None
+        hub.max_subscriptions = limits.max_subscriptions
+        hub.max_errors = limits.max_errors
+        hub.messages_per_second = limits.messages_per_second
+        hub.messages_burst = limits.messages_burst
+        gateway.max_message_bytes = limits.max_message_bytes
+        gateway.max_connections = limits.max_connections
+        gateway.max_connections_per_address = limits.max_connections_per_address
+        self._router.max_payload_bytes = limits.max_payload_bytes
+        self._door.timeout_seconds = limits.handshake_timeout_seconds
+        self._door.policy = _policy(config)
+        changed = _changed(self._config, config)
+        self._config = config
+        return [key for key in changed if not key.startswith(RELOADABLE)]
+
+    # What upstream tells
+
+    def _on_batch(self, messages: list[list[bytes]]) -> None:
+        received_at = time.perf_counter()  # uvloop's clock stands still within a turn
+        routed = self._router.receive(messages, self._loop.time(), time.time_ns() // 1_000_000)
+        if routed.count:
+            self._unfinished.append((received_at, routed))
+        if self._flusher.flush():
+            self._on_flushed()
+        elif not self._paused:
+            # The next read waits until this one is in its sockets: nothing piles up in between.
+            self._paused = True
+            self._subscription.pause()
+
+    def _on_flushed(self) -> None:
+        """Every session has been written to: what was received is with its last socket."""
+        if self._unfinished:
+            now, now_ms = time.perf_counter(), time.time() * 1000
+            for received_at, routed in self._unfinished:
+                self._stats.relay_seconds.observe(now - received_at, routed.count)
+                for ts_ms in routed.ts_ms:
+                    self._stats.delivery_seconds.observe((now_ms - ts_ms) / 1000)
+            self._unfinished.clear()
+        if self._paused:
+            self._paused = False
+            self._subscription.resume()
+
+    def _on_up(self) -> None:
+        self._stats.redis_up = True
+        again, self._was_up = self._was_up, True
+        if again:
+            self._stats.redis_reconnects += 1
+            self._stats.gaps += 1
+            self._history.mark_gap(self._router.seq)
+        self._log.info("redis_subscribed", url=self._config.redis.shown_url)
+        self._gateway.tell_all(redis_up=True, gap=again)
+        self._lookups.refresh(self._index.jobs() if self._celery else ())
+
+    def _on_down(self, _: str) -> None:
+        self._stats.redis_up = False
+        self._gateway.tell_all(redis_up=False)
+
+    def _on_found(self, identity: Identity, message: bytes) -> None:
+        self._router.merge(identity, message, self._loop.time(), time.time_ns() // 1_000_000)
+
+    def _on_invalid(
+        self, reason: InvalidReason, channel: bytes, error: Exception | None = None
+    ) -> None:
+        suppressed = self._invalid_lines.admit(self._loop.time())
+        if suppressed is not None:
+            self._log.warning(
+                "message_invalid",
+                reason=reason.value,
+                channel=channel.decode(errors="replace"),
+                suppressed=suppressed,
+                exc_info=error,
+            )
+
+    def _on_routed(self, event: JobEvent, progress: float | None) -> None:
+        self._log.debug(
+            "event_routed", job_id=event.job_id, event_name=event.name, progress=progress
+        )
+
+    def _on_subscribed(self, session: Session, job_id: str) -> None:
+        self._log.debug("job_subscribed", connection_id=session.connection_id, job_id=job_id)
+
+    # Parts
+
+    def _make_hub(self) -> Hub:
+        config = self._config
+        return Hub(
+            index=self._index,
+            history=self._history,
+            stats=self._stats,
+            position=lambda: self._router.seq,
+            needs_lookup=self._needs_lookup,
+            wake=self._flusher.wake,
+            on_subscribed=self._on_subscribed if config.log.level == "debug" else None,
+            heartbeat_seconds=config.heartbeat.interval_seconds,
+            high_water_bytes=config.backpressure.high_water_bytes,
+            max_outbox_bytes=config.backpressure.max_outbox_bytes,
+            max_subscriptions=config.limits.max_subscriptions,
+            max_errors=config.limits.max_errors,
+            messages_per_second=config.limits.messages_per_second,
+            messages_burst=config.limits.messages_burst,
+        )
+
+    def _build_web(self, routes: Sequence[web.AbstractRouteDef]) -> None:
+        config = self._config
+        self._servers: list[asyncio.Server] = []
+        metrics = Metrics(RelayCollector(self._stats, self._history, lambda: self._index.counts))
+        admin = Admin(
+            lambda: Readiness(self._stats.redis_up, self._gateway.draining), metrics.render
+        )
+        self._door = Door(
+            self._gateway,
+            http=self._new_http,
+            path=config.server.path,
+            policy=_policy(config),
+            timeout_seconds=config.limits.handshake_timeout_seconds,
+        )
+        public = public_app(
+            Jobs(self._history, self._needs_lookup, self._lookups.request),
+            path=config.server.path,
+            policy=lambda: self._door.policy,
+            on_rejected=self._on_rejected,
+            admin=admin if config.admin.public_health else None,
+            extra=routes,
+        )
+        self._public = _runner(public)
+        self._admin = _runner(admin_app(admin))
+
+    async def _listen(self, sock: socket.socket) -> asyncio.Server:
+        if sock.family == socket.AF_UNIX:
+            return await self._loop.create_unix_server(
+                lambda: Front(self._door), sock=sock, backlog=listener.BACKLOG
+            )
+        return await self._loop.create_server(
+            lambda: Front(self._door), sock=sock, backlog=listener.BACKLOG
+        )
+
+    def _new_http(self) -> asyncio.Protocol:
+        server = self._public.server
+        assert server is not None
+        return server()
+
+    def _http_connections(self) -> int:
+        server = self._public.server
+        return len(server.connections) if server is not None else 0
+
+    def _on_rejected(self, what: str) -> None:
+        self._stats.handshakes_rejected[what] += 1
+
+    def _needs_lookup(self, job_id: str, queue: str | None) -> bool:
+        return bool(self._celery) and not self._history.is_current(job_id, queue)
+
+    def _keys_of(self, job_id: str) -> list[tuple[Identity, bytes]]:
+        keys = []
+        for source in self._celery:
+            key = source.key(job_id)
+            identity = source.identify(key)
+            if identity is not None:
+                keys.append((identity, key))
+        return keys
+
+    async def _read_keys(self, keys: list[bytes]) -> list[bytes | None]:
+        values = await read_keys(self._client, keys)
+        # What was read may be newer than messages still on their way over the other connection: those
+        # come first, else an end would be followed by what led to it.
+        await self._subscription.barrier()
+        return values
+
+    async def _tick(self) -> None:
+        """Once a second: forget old jobs, measure the loop, tell the supervisor that we live."""
+        tell_every = systemd.watchdog_interval_seconds()
+        told_at = due_at = self._loop.time()
+        while True:
+            due_at += TICK_SECONDS
+            await asyncio.sleep(due_at - self._loop.time())
+            now = self._loop.time()
+            self._stats.loop_lag_seconds = max(0.0, now - due_at)
+            due_at = max(due_at, now - TICK_SECONDS)
+            self._history.expire(now)
+            if tell_every is not None and now - told_at >= tell_every - TICK_SECONDS:
+                systemd.notify(systemd.WATCHDOG)
+                told_at = now
+
+
+def _policy(config: Config) -> OriginPolicy:
+    server = config.server
+    return OriginPolicy(
+        allowed_origins=server.allowed_origins,
+        allowed_hosts=server.allowed_hosts,
+        trusted_proxies=server.trusted_proxies,
+        loopback=server.is_loopback,
+        unix=bool(server.unix_socket),
+        check_host=config.auth.mode == "none",
+    )
+
+
+def _runner(app: web.Application) -> web.AppRunner:
+    return web.AppRunner(
+        app, handle_signals=False, access_log=None, shutdown_timeout=HTTP_SHUTDOWN_SECONDS
+    )
+
+
+def _changed(old: Config, new: Config) -> list[str]:
+    """The settings that differ, as section.key."""
+    before, after = old.model_dump(), new.model_dump()
+    return [
+        f"{section}.{key}"
+        for section, values in after.items()
+        for key in {**before[section], **values}
+        if before[section].get(key) != values.get(key)
+    ]

@@ -1,0 +1,55 @@
+"""Writes to the sockets of all sessions that have something to send, a slice of time at once.
+
+A session wakes the flusher once, however much it is offered. A flush to many sockets yields to the loop
+after some milliseconds, so that nobody else waits for it; `flush` says whether it got through, and
+`on_done` is called when what was left over is done.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+from relay.core.session import Session
+
+SLICE_SECONDS: Final = 0.005
+_CHECK_EVERY: Final = 16  # sockets between two looks at the clock: a write costs some 10 µs
+
+
+class Flusher:
+    """See the module's promise. `link` of each session must have a `flush()`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_done: Callable[[], None]) -> None:
+        self._loop = loop
+        self._on_done = on_done
+        self._woken: deque[Session] = deque()
+        self._scheduled = False
+
+    def wake(self, session: Session) -> None:
+        """Remember that `session` has something to send. It must not wake us again until flushed."""
+        self._woken.append(session)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._go_on)
+
+    def flush(self) -> bool:
+        """Write now, for a slice of time. Returns whether nothing is left to be written."""
+        woken = self._woken
+        deadline = perf_counter() + SLICE_SECONDS
+        while woken:
+            for _ in range(min(_CHECK_EVERY, len(woken))):
+                session = woken.popleft()
+                session.woken = False
+                session.link.flush()
+            if woken and perf_counter() > deadline:
+                return False
+        return True
+
+    def _go_on(self) -> None:
+        self._scheduled = False
+        if self.flush():
+            self._on_done()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._go_on)

@@ -1,0 +1,185 @@
+"""All WebSocket connections: opening, counting, heartbeats, telling all of them, draining.
+
+What is decided about one session is decided in `core`; this is the edge that holds many of them.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+
+from relay.core.closing import CloseReason
+from relay.core.heartbeat import Heartbeat
+from relay.core.outbox import Verdict
+from relay.core.session import Hub, Session
+from relay.web.flusher import Flusher
+from relay.web.handshake import Load
+from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
+
+TRANSPORT: Final = "websocket"
+# Clients come back this long after the drain's end at the earliest: a restart takes about as long.
+RETURN_MARGIN_MS: Final = 500
+_DRAIN_TICK_SECONDS: Final = 0.02  # closes that are due within it go together
+
+LookUp = Callable[[Sequence[str], Callable[[], None]], None]
+
+
+class Gateway:
+    """The WebSocket connections of one relay.
+
+    Args:
+        hub: what all sessions share. look_up: asks Redis about jobs, then calls back.
+        other_connections: how many connections others hold, for the limit on all of them.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        *,
+        flusher: Flusher,
+        look_up: LookUp,
+        other_connections: Callable[[], int],
+        epoch: str,
+        interval_seconds: float,
+        timeout_seconds: float,
+        max_message_bytes: int,
+        max_connections: int,
+        max_connections_per_address: int,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.log = structlog.stdlib.get_logger()
+        self.hub = hub
+        self.flusher = flusher
+        self.look_up = look_up
+        self.max_message_bytes = max_message_bytes
+        self.max_connections = max_connections
+        self.max_connections_per_address = max_connections_per_address
+        self.redis_up = False
+        self.draining = False
+        self._other_connections = other_connections
+        self._epoch = epoch
+        self._opened = 0
+        self._heartbeat: Heartbeat[WebSocket] = Heartbeat(interval_seconds, timeout_seconds)
+        self._connections: dict[WebSocket, None] = {}
+        self._of_address: Counter[str] = Counter()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def load(self, address: str) -> Load:
+        """How full the relay is, seen from `address`."""
+        return Load(
+            draining=self.draining,
+            connections=len(self._connections) + self._other_connections(),
+            max_connections=self.max_connections,
+            of_address=self._of_address.get(address, 0),
+            max_of_address=self.max_connections_per_address,
+        )
+
+    def open(self, transport: asyncio.Transport, address: str, response: bytes) -> WebSocket:
+        """Take an upgraded transport over; `response` is what answers its handshake."""
+        self._opened += 1
+        connection = WebSocket(self, transport, f"{self._epoch}.{self._opened}", address)
+        self._connections[connection] = None
+        self._heartbeat.add(connection)
+        self._of_address[address] += 1
+        self._empty.clear()
+        stats = self.hub.stats
+        stats.connections[TRANSPORT] += 1
+        stats.connections_opened[TRANSPORT] += 1
+        transport.set_write_buffer_limits(self.hub.high_water_bytes)
+        transport.set_protocol(connection)
+        connection.session.tell_status(redis_up=self.redis_up)
+        connection.start(response)
+        self.log.info(
+            "session_opened", connection_id=connection.session.connection_id, remote=address
+        )
+        return connection
+
+    def closed(self, connection: WebSocket) -> None:
+        """Forget a connection; called once, when its transport is gone."""
+        del self._connections[connection]
+        self._heartbeat.remove(connection)
+        self._of_address[connection.remote] -= 1
+        if not self._of_address[connection.remote]:
+            del self._of_address[connection.remote]
+        if not self._connections:
+            self._empty.set()
+        reason = connection.reason or CloseReason.CONNECTION_LOST
+        stats = self.hub.stats
+        stats.connections[TRANSPORT] -= 1
+        stats.connections_closed[reason.label] += 1
+        if reason is CloseReason.SLOW_CONSUMER:
+            stats.slow_consumers_closed += 1
+        self.log.info(
+            "session_closed",
+            connection_id=connection.session.connection_id,
+            remote=connection.remote,
+            reason=reason.label,
+            code=reason.code,
+            duration_seconds=round(self.loop.time() - connection.opened_at, 3),
+            messages_received=connection.messages_received,
+            sent_bytes=connection.sent_bytes,
+        )
+
+    def cut_off(self) -> None:
+        """End every connection at once, without a farewell."""
+        for connection in list(self._connections):
+            connection.cut_off()
+
+    def overflowed(self, session: Session) -> None:
+        """Close a session whose outbox is full."""
+        session.link.close(CloseReason.SLOW_CONSUMER)
+
+    def tell_all(self, *, redis_up: bool, gap: bool = False) -> None:
+        """Send `relay-status` to everybody."""
+        self.redis_up = redis_up
+        for connection in list(self._connections):
+            if connection.reason is None:
+                verdict = connection.session.tell_status(redis_up=redis_up, gap=gap)
+                if verdict is Verdict.OVERFLOW:
+                    connection.close(CloseReason.SLOW_CONSUMER)
+
+    async def beat(self) -> None:
+        """Ping and bury, for ever."""
+        heartbeat = self._heartbeat
+        next_at = self.loop.time()
+        while True:
+            next_at += heartbeat.tick_seconds
+            await asyncio.sleep(next_at - self.loop.time())
+            due, gone = heartbeat.turn(self.loop.time())
+            for connection in gone:
+                connection.close(CloseReason.HEARTBEAT_TIMEOUT)
+            for connection in due:
+                connection.ping()
+
+    async def drain(self, seconds: float) -> None:
+        """Tell every client when to come back and close it, spread evenly over `seconds`.
+
+        Returns when all are gone, or have had their time to answer the close frame.
+        """
+        self.draining = True
+        started_at = self.loop.time()
+        connections = list(self._connections)
+        random.shuffle(connections)
+        for place, connection in enumerate(connections):
+            due_at = started_at + seconds * place / len(connections)
+            wait = due_at - self.loop.time()
+            if wait > _DRAIN_TICK_SECONDS:
+                await asyncio.sleep(wait)
+            if connection.reason is not None:
+                continue
+            left_ms = max(0.0, started_at + seconds - self.loop.time()) * 1000
+            back_ms = int(left_ms + RETURN_MARGIN_MS + random.uniform(0, seconds * 1000))
+            connection.session.tell_status(redis_up=self.redis_up, retry_after_ms=back_ms)
+            connection.close(CloseReason.RESTARTING)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS + 1):
+                await self._empty.wait()
+        except TimeoutError:
+            self.log.warning("drain_incomplete", connections=len(self._connections))

@@ -1,0 +1,221 @@
+"""One socket after the upgrade: reads messages, takes writes, one close handshake (RFC 6455 §5-7).
+
+Owns the transport. Every way a connection ends goes through `close` or `connection_lost`, and through
+`Gateway.closed` exactly once. While a subscribe waits for Redis the socket is not read, so a session's
+answers keep the order of its requests and nothing piles up.
+"""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from relay.core.closing import CloseReason
+from relay.core.errors import SessionError
+from relay.core.framing import (
+    FrameReader,
+    Message,
+    Opcode,
+    close_code,
+    close_frame,
+    control_frame,
+)
+from relay.core.outbox import Verdict
+from relay.core.session import Lookup, Session
+
+if TYPE_CHECKING:
+    from relay.web.gateway import Gateway
+
+# How long a peer may take to answer our close frame, and to take what it was sent before it.
+CLOSE_TIMEOUT_SECONDS: Final = 5.0
+# The stream has no more frame boundaries after these: nothing that still comes can be read.
+_UNREADABLE: Final = frozenset(
+    {CloseReason.PROTOCOL_ERROR, CloseReason.BAD_UTF8, CloseReason.MESSAGE_TOO_BIG}
+)
+
+
+class WebSocket(asyncio.Protocol):
+    """The protocol of an upgraded transport.
+
+    `last_seen_at` is when the last byte came (loop time, seconds); the counters are for the log line.
+    """
+
+    __slots__ = (
+        "_gateway", "_inbox", "_reader", "_timer", "_transport", "last_seen_at",
+        "messages_received", "opened_at", "reason", "remote", "sent_bytes", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self, gateway: "Gateway", transport: asyncio.Transport, connection_id: str, remote: str
+    ) -> None:
+        self._gateway = gateway
+        self._transport = transport
+        self._reader = FrameReader(gateway.max_message_bytes)
+        self._inbox: deque[Message] | None = None  # what came behind a message that waits for Redis
+        self._timer: asyncio.TimerHandle | None = None
+        self.remote = remote
+        self.session = Session(gateway.hub, connection_id, self)
+        self.opened_at = self.last_seen_at = gateway.loop.time()
+        self.reason: CloseReason | None = None  # set when the end has begun
+        self.sent_bytes = 0
+        self.messages_received = 0
+
+    # What the transport tells
+
+    def data_received(self, data: bytes) -> None:
+        self.last_seen_at = self._gateway.loop.time()
+        if self.reason in _UNREADABLE:
+            return
+        messages = self._reader.feed(data)
+        if self._inbox is not None:
+            self._inbox.extend(messages)
+        else:
+            self._read(deque(messages))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.reason is None:
+            self.reason = CloseReason.CONNECTION_LOST
+        self._inbox = None
+        self.session.end()
+        self._gateway.closed(self)
+
+    def pause_writing(self) -> None:
+        self.session.outbox.congested = True
+
+    def resume_writing(self) -> None:
+        self.session.outbox.congested = False
+        self.flush()
+
+    # What the relay tells
+
+    def start(self, response: bytes) -> None:
+        """Send the answer to the handshake, and what the session already has to say, in one piece."""
+        self._write(response + self.session.outbox.take(self._gateway.hub.high_water_bytes))
+
+    def flush(self) -> None:
+        """Hand to the transport what it takes; what is owed from history follows."""
+        if self.reason is not None:
+            return
+        session, outbox = self.session, self.session.outbox
+        while not outbox.congested:
+            if not outbox.pending_bytes:
+                if session.refill() is Verdict.OVERFLOW:
+                    self.close(CloseReason.SLOW_CONSUMER)
+                    return
+                if not outbox.pending_bytes:
+                    return
+            self._write(outbox.take(self._gateway.hub.high_water_bytes))
+
+    def ping(self) -> None:
+        """Send a ping frame; skipped while the transport is congested: what it holds asks as well."""
+        if self.reason is None and not self.session.outbox.congested:
+            self._transport.write(control_frame(Opcode.PING))
+
+    def close(self, reason: CloseReason) -> None:
+        """Begin the end: what is pending if the transport takes it, a close frame, then the close
+        handshake. Idempotent: the first reason stands."""
+        self.flush()
+        if self.reason is not None:
+            return
+        self.reason = reason
+        self.session.end()
+        self._transport.write(close_frame(reason.code, reason.text))
+        self._cut_off_later()
+        if reason in _UNREADABLE and self._transport.can_write_eof():
+            # Our FIN tells the peer to close. Closing now, with bytes of its unread, would reset the
+            # connection, and the close frame could go with it.
+            self._transport.write_eof()
+        if self._inbox is not None:
+            self._inbox = None
+            self._transport.resume_reading()
+
+    def cut_off(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
+
+    # Inside
+
+    def _read(self, messages: deque[Message]) -> None:
+        """Obey messages until they are used up, or one has to wait for Redis."""
+        while messages:
+            try:
+                lookup = self._obey(messages.popleft())
+            except SessionError as error:
+                self.close(error.reason)
+                continue
+            except Exception:  # noqa: BLE001  a bug of ours costs this session and no other
+                self._fail()
+                continue
+            if lookup is not None:
+                self._inbox = messages
+                self._transport.pause_reading()
+                self._gateway.look_up(lookup.job_ids, self._looked_up)
+                break
+        else:
+            if self._reader.fault is not None:
+                self.close(self._reader.fault)
+        self._gateway.flusher.flush()
+
+    def _obey(self, message: Message) -> Lookup | None:
+        if message.opcode is Opcode.CLOSE:
+            self._close_received(message.data)
+        elif self.reason is not None:
+            pass  # the end has begun: only the peer's close frame still matters
+        elif message.opcode is Opcode.TEXT:
+            self.messages_received += 1
+            return self.session.receive(message.data, self.last_seen_at)
+        elif message.opcode is Opcode.BINARY:
+            raise SessionError(CloseReason.BINARY_FRAME)
+        elif message.opcode is Opcode.PING:
+            if (
+                self.session.outbox.reply(control_frame(Opcode.PONG, message.data))
+                is Verdict.OVERFLOW
+            ):
+                raise SessionError(CloseReason.SLOW_CONSUMER)
+            self.flush()
+        return None
+
+    def _looked_up(self) -> None:
+        # This may be called at once; going on in the next turn keeps the stack flat however many
+        # subscribes stand in one read.
+        self._gateway.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        messages, self._inbox = self._inbox, None
+        if messages is None:
+            return  # closed meanwhile
+        try:
+            self.session.resolve()
+        except SessionError as error:
+            self.close(error.reason)
+        except Exception:  # noqa: BLE001  as above
+            self._fail()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._read(messages)
+
+    def _fail(self) -> None:
+        """A bug of ours: this session ends, the others go on."""
+        self._gateway.log.exception("session_failed", connection_id=self.session.connection_id)
+        self.close(CloseReason.INTERNAL_ERROR)
+
+    def _close_received(self, data: bytes) -> None:
+        if self.reason is None:
+            self.flush()
+            self.reason = CloseReason.CLIENT_CLOSED
+            self.session.end()
+            self._transport.write(close_frame(close_code(data)))
+        self._cut_off_later()
+        self._transport.close()
+
+    def _cut_off_later(self) -> None:
+        if self._timer is None:
+            self._timer = self._gateway.loop.call_later(
+                CLOSE_TIMEOUT_SECONDS, self._transport.abort
+            )
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self.sent_bytes += len(data)
+        self._gateway.hub.stats.delivered_bytes += len(data)
