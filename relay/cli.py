@@ -23,6 +23,7 @@ from relay import __version__
 if TYPE_CHECKING:
     from relay.app import Addresses
     from relay.settings import Config
+    from relay.upstream.durable import DurableHistory
     from relay.upstream.publisher import SyncPublisher
 
 _DEFAULT_CONFIG: Final = "config.toml"
@@ -352,6 +353,7 @@ def _publisher(config: "Config", redis_url: str | None) -> "Iterator[SyncPublish
         publisher = SyncPublisher(
             redis_url or redis.url.get_secret_value(),
             channel=channels.get("jobs") or next(iter(channels.values())),
+            history=_durable_history(config),
             username=redis.username if own else "",
             password=redis.password.get_secret_value() if own else "",
             tls_ca_file=redis.tls_ca_file,
@@ -363,6 +365,18 @@ def _publisher(config: "Config", redis_url: str | None) -> "Iterator[SyncPublish
         yield publisher
 
 
+def _durable_history(config: "Config") -> "DurableHistory | None":
+    """Where the configured relay looks for what it has missed; None where it looks nowhere."""
+    from relay.upstream.durable import DurableHistory
+
+    history = config.history
+    if history.backend != "redis":
+        return None
+    return DurableHistory(
+        prefix=history.prefix, max_events=history.max_events, ttl_seconds=history.ttl_seconds
+    )
+
+
 def _publish_one(publisher: "SyncPublisher", payload: dict[str, Any]) -> bool:
     """Send one payload and say what became of it; False if Redis did not take it."""
     from redis.exceptions import RedisError
@@ -372,13 +386,15 @@ def _publish_one(publisher: "SyncPublisher", payload: dict[str, Any]) -> bool:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        receivers = publisher.send(message)
+        receipt = publisher.send(message)
     except RedisError as error:
         click.echo(f"relay: not published: {error}; see redis.url or pass --redis URL", err=True)
         return False
-    many = "1 subscriber" if receivers == 1 else f"{receivers} subscribers"
-    click.echo(f"Published on {message.channel}, received by {many}: {message.payload.decode()}")
-    if receivers == 0:
+    many = "1 subscriber" if receipt.receivers == 1 else f"{receipt.receivers} subscribers"
+    # Durable history keeps the event whether or not somebody listens.
+    told = f"as event {receipt.event_id}" if receipt.event_id else f"received by {many}"
+    click.echo(f"Published on {message.channel}, {told}: {message.payload.decode()}")
+    if receipt.receivers == 0:
         click.echo(
             "Nobody listens there: is the relay running, on this Redis and with this channel?",
             err=True,

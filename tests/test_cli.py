@@ -19,8 +19,9 @@ from redis.client import PubSub
 from relay import __version__
 from relay.app import Addresses
 from relay.cli import main
-from relay.config import Config, ConfigError
+from relay.config import ConfigError
 from relay.demo.embedded import EmbeddedRedis, EmbeddedRedisError
+from relay.settings import Config, HistoryConfig
 from tests.test_terminal import FakeRelay, Visitor, complete, failed, progress
 
 RELAY = [sys.executable, "-m", "relay"]
@@ -445,12 +446,14 @@ def test_lines_that_fail_are_reported_by_number_and_the_others_are_sent(
     result = publish(shared_redis, "-", input=b"\n".join(lines))
 
     assert result.exit_code == 1
-    assert [received(subscriber)[0] for _ in range(3)] == ["jobs:q:a", "jobs:r:b", "jobs:q:7"]
+    assert [received(subscriber)[0] for _ in range(4)] == [
+        "jobs:q:a", "jobs:r:b", "jobs:default:c", "jobs:q:7"
+    ]  # fmt: skip
     reports = result.stderr.splitlines()
     assert [report.split(":")[0] for report in reports[:-1]] == [
-        "line 2", "line 4", "line 6", "line 7", "line 8"
+        "line 2", "line 4", "line 6", "line 7"
     ]  # fmt: skip
-    assert reports[-1] == "3 published, 5 failed"
+    assert reports[-1] == "4 published, 4 failed"
 
 
 def test_lines_are_sent_as_they_are_with_the_queue_where_they_name_none(
@@ -491,6 +494,49 @@ def test_a_line_is_sent_before_the_next_one_is_there(
         process.stdin.close()
         assert process.stderr.read() == b"1 published, 0 failed\n"
     assert process.returncode == 0
+
+
+@pytest.fixture
+def durable_settings(monkeypatch: pytest.MonkeyPatch) -> HistoryConfig:
+    """The settings that the command finds have this durable history."""
+    history = HistoryConfig(backend="redis", prefix="cli:", max_events=2, ttl_seconds=50)
+    config = Config(history=history)
+    monkeypatch.setattr("relay.config.parse", lambda *_, **__: config)
+    return history
+
+
+@pytest.fixture
+def client(shared_redis: EmbeddedRedis) -> Iterator[redis.Redis]:
+    """Sees what lies in Redis, and nothing of an earlier test."""
+    with redis.Redis.from_url(shared_redis.url, protocol=2, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+def test_durable_history_of_the_settings_keeps_what_nobody_listens_to(
+    durable_settings: HistoryConfig, shared_redis: EmbeddedRedis, client: redis.Redis
+) -> None:
+    results = [publish(shared_redis, "a", "--queue", "q", "--progress", str(n)) for n in range(3)]
+
+    kept: list[tuple[str, dict[str, str]]] = client.xrange("cli:a")  # type: ignore[assignment]
+    assert [result.exit_code for result in results] == [0, 0, 0]
+    assert [json.loads(fields["payload"])["progress"] for _, fields in kept] == [1, 2]
+    assert f"as event {kept[-1][0]}: {{" in results[-1].stdout
+    assert results[-1].stderr == ""
+    assert 0 < client.ttl("cli:a") <= durable_settings.ttl_seconds
+    assert client.zrange("cli:queue:q", 0, -1) == ["a"]
+
+
+@pytest.mark.usefixtures("durable_settings")
+def test_lines_are_kept_in_durable_history_too(
+    shared_redis: EmbeddedRedis, client: redis.Redis
+) -> None:
+    lines = '{"jobId": "a", "progress": 1}\n[]\n{"jobId": "b", "status": "done"}\n'
+
+    result = publish(shared_redis, "-", input=lines)
+
+    assert result.stderr.splitlines()[-1] == "2 published, 1 failed"
+    assert sorted(client.keys("cli:*")) == ["cli:a", "cli:b", "cli:queue:default"]
 
 
 # --- watch ------------------------------------------------------------

@@ -1,16 +1,19 @@
-"""Tells the relay of jobs: one flat payload, one PUBLISH on the channel that the template names.
+"""Tells the relay of jobs: one flat payload a message, on the channel that the template names.
 
 `Publisher` is for asyncio, `SyncPublisher` for everything else; both only add a connection to the
-pure functions above them. Nothing connects before the first message. Messages go out over one
-connection, in the order of the calls. A lost connection is replaced once for each message, so a
-message may arrive twice but is never dropped in silence: what cannot be sent raises. `send` is the
-one step that touches Redis (PUBLISH).
+pure functions of `payloads` and `durable`. Without durable history a message is one PUBLISH; with it the
+script that appends and publishes, and in the same round trip the note for its queue's watchers.
+
+Nothing connects before the first message. Messages go out over one connection, in the order of the
+calls. A lost connection is replaced once for each message, so a message without a key may arrive
+twice, but is never dropped in silence: what cannot be sent raises.
 """
 
 import asyncio
+import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,95 +23,42 @@ import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
-from relay.core import payload as json_payload
-from relay.core.event import COMPLETED, FAILED, PROGRESS, event_name, is_name
-from relay.sources.template import ChannelTemplate
+from relay.core.event import COMPLETED, FAILED, PROGRESS
+from relay.upstream import durable
+from relay.upstream.durable import DurableHistory
+from relay.upstream.payloads import (
+    DEFAULT_CHANNEL,
+    Message,
+    compose,
+    error_fields,
+    flat_payload,
+    parse_template,
+)
 
-DEFAULT_CHANNEL: Final = "jobs:{queueName}:{jobId}"
-# What a job is in whose publisher names no queue, where the channel needs one: the name that queue
-# libraries use for it too.
-DEFAULT_QUEUE: Final = "default"
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 
 _RETRIES = 1
 # A frozen server is not asked twice: the caller's own work waits for the answer.
 _RETRIED = (RedisConnectionError,)
 
+# The standard library's: this runs in other people's workers, whose logs are theirs to arrange.
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """What goes to Redis: `payload` is a JSON object in UTF-8."""
+class Receipt:
+    """What Redis answered to a message that it took.
 
-    channel: str
-    payload: bytes
-
-
-def flat_payload(
-    event: str,
-    job: str | int,
-    fields: Mapping[str, Any],
-    queue: str | None,
-    status: str | None,
-    data: object,
-    now_ms: int,
-) -> dict[str, Any]:
-    """The payload of an event with its own `fields`; of the others, what is None is left out."""
-    others = {"queueName": queue, "status": status, "data": data}
-    told = {name: value for name, value in others.items() if value is not None}
-    return {"event": event, "jobId": job, **fields, **told, "ts": now_ms}
-
-
-def error_fields(error: str | BaseException) -> dict[str, str]:
-    """What a `job-failed` says; of an exception, its type and, as the reason, its text."""
-    if isinstance(error, str):
-        return {"error": error}
-    text = str(error)
-    return {"error": type(error).__name__, **({"failedReason": text} if text else {})}
-
-
-def parse_template(text: str) -> ChannelTemplate:
-    """The channel template in `text`.
-
-    Raises:
-        ValueError: it is none.
+    `event_id` is the event's id with durable history, and None without it: then the relay makes one.
+    `receivers` is how many subscribers got the message, and None with durable history, where nobody
+    needs to listen. In a cluster only those of the node asked are counted.
     """
-    try:
-        return ChannelTemplate.parse(text)
-    except ValueError as error:
-        raise ValueError(f"channel template {text!r}: {error}") from None
 
-
-def compose(template: ChannelTemplate, payload: Mapping[str, Any]) -> Message:
-    """The message that carries `payload`, on the channel that `template` gives for it.
-
-    Raises:
-        ValueError: the job is missing or no valid name, the template needs an event that the
-            payload does not tell, or a value is no JSON; the text says what to do.
-    """
-    job = _name("job", _first(payload, "jobId", "job_id", "id"))
-    if job is None:
-        raise ValueError('the payload names no job: add "jobId" beside its other fields')
-    queue = _name("queue", _first(payload, "queueName", "queue_name", "queue"))
-    if queue is None and template.names("queueName"):
-        queue = DEFAULT_QUEUE
-    event = event_name(_first(payload, "event", "type"))
-    if event is None and template.names("event"):
-        raise ValueError(
-            f"the channel {template.text} has the event of job {job!r} in it: name it as "
-            '"event", for instance "job-progress"'
-        )
-    channel = template.format(job_id=job, queue=queue, event=event or "")
-    _check_way_back(template, channel, job, queue)
-    try:
-        encoded = json_payload.encode(dict(payload))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"the payload of job {job!r} is no JSON ({error}): make it of dicts, lists, strings, "
-            "numbers, booleans and None"
-        ) from error
-    return Message(channel=channel, payload=encoded)
+    event_id: str | None = None
+    receivers: int | None = None
 
 
 class Publisher:
@@ -119,6 +69,7 @@ class Publisher:
         url: str,
         *,
         channel: str = DEFAULT_CHANNEL,
+        history: DurableHistory | bool | None = None,
         username: str = "",
         password: str = "",
         tls_ca_file: str = "",
@@ -129,6 +80,8 @@ class Publisher:
         Args:
             url: `redis://`, `rediss://` or `unix://`; credentials in it win over those below.
             channel: the channel template, the same as the relay's source has.
+            history: keep each event in Redis too, for a relay with `history.backend = "redis"`: True
+                with that setting's defaults, a `DurableHistory` with others, None not at all.
             username: of Redis' ACL; empty: none.
             password: empty: none.
             tls_ca_file: PEM file of the authority to trust for `rediss://`; empty: the system's.
@@ -138,6 +91,8 @@ class Publisher:
             ValueError: the URL or the template is at fault.
         """
         self._template = parse_template(channel)
+        self._history = durable.chosen(history)
+        self._queue_complaint = _Complaint()
         self._lock = asyncio.Lock()
         self._redis = redis.asyncio.Redis.from_url(
             url,
@@ -153,8 +108,12 @@ class Publisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """Tell how far `job` is: `n` in percent.
+
+        After an error that is Redis' the message may or may not have arrived. Call again with the same
+        key until it succeeds: the event is then told once.
 
         Args:
             job: 1 to 256 characters without control characters; an int becomes its decimal digits.
@@ -162,17 +121,19 @@ class Publisher:
             queue: the queue's name; None is `default` where the template has `{queueName}`.
             status: None stands for "active".
             data: whatever else the job has to say, such as `{"stage": "loading"}`.
+            key: names this one event among all of its job, such as `f"{attempt}:end"`; needs durable
+                history, which forgets it together with the event. None: a repetition is told again.
 
         Returns:
-            How many subscribers of Redis got it; in a cluster only those of the node asked.
+            The event's id with durable history, else how many subscribers of Redis got it.
 
         Raises:
-            ValueError: nothing was sent, see `compose`.
+            ValueError: nothing was sent, see `compose`; or the key is at fault.
             redis.RedisError: Redis is away, slower than the timeout, or refuses.
         """
-        return await self.publish(
-            flat_payload(PROGRESS, job, {"progress": n}, queue, status, data, _now_ms())
-        )
+        fields = {"progress": n}
+        payload = flat_payload(PROGRESS, job, fields, queue, status, data, _now_ms())
+        return await self.publish(payload, key=key)
 
     async def completed(
         self,
@@ -182,11 +143,12 @@ class Publisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """Tell that `job` ended well, with `result`; the rest is as in `progress`."""
-        return await self.publish(
-            flat_payload(COMPLETED, job, {"result": result}, queue, status, data, _now_ms())
-        )
+        fields = {"result": result}
+        payload = flat_payload(COMPLETED, job, fields, queue, status, data, _now_ms())
+        return await self.publish(payload, key=key)
 
     async def failed(
         self,
@@ -196,27 +158,50 @@ class Publisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """Tell that `job` failed; an exception is told as its type and text, without traceback.
 
         `status="cancelled"` tells that it was ended on purpose; the rest is as in `progress`.
         """
         fields = error_fields(error)
-        return await self.publish(flat_payload(FAILED, job, fields, queue, status, data, _now_ms()))
+        payload = flat_payload(FAILED, job, fields, queue, status, data, _now_ms())
+        return await self.publish(payload, key=key)
 
-    async def publish(self, payload: Mapping[str, Any]) -> int:
-        """Send a flat payload as it is; it names the job as `jobId`. Else as `progress`."""
-        return await self.send(self.compose(payload))
+    async def publish(self, payload: Mapping[str, Any], *, key: str | None = None) -> Receipt:
+        """Send a flat payload as it is; it names the job as `jobId`. Else as `progress`.
+
+        Durable history gives each event its id, so there an `eventId` in the payload is left out.
+        """
+        return await self.send(self.compose(payload), key=key)
 
     def compose(self, payload: Mapping[str, Any]) -> Message:
-        """The message that `publish` would send; see the function of this name."""
-        return compose(self._template, payload)
+        """The message that `publish` would send; see `relay.upstream.payloads.compose`."""
+        return compose(self._template, payload, keep_event_id=self._history is None)
 
-    async def send(self, message: Message) -> int:
+    async def send(self, message: Message, *, key: str | None = None) -> Receipt:
         """Send what `compose` made; returns and raises as `progress` does."""
+        durable.check_key(self._history, key)
         # redis-py would open a second connection for a concurrent call, and that could overtake.
         async with self._lock:
-            return int(await self._redis.publish(message.channel, message.payload))
+            if self._history is None:
+                receivers = await self._redis.publish(message.channel, message.payload)
+                return Receipt(receivers=int(receivers))
+            return Receipt(event_id=await self._append(self._history, message, key))
+
+    async def _append(self, history: DurableHistory, message: Message, key: str | None) -> str:
+        arguments = durable.append_arguments(history, message, key)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            # The note goes first: a connection that breaks in between must not leave an event of which
+            # the queue's watchers could never learn.
+            for command in durable.queue_commands(history, message, _now_ms()):
+                pipeline.execute_command(*command)
+            pipeline.execute_command("EVALSHA", durable.APPEND_SHA, 1, *arguments)
+            *noted, appended = await pipeline.execute(raise_on_error=False)
+        self._queue_complaint.look_at(noted)
+        if isinstance(appended, NoScriptError):
+            appended = await self._redis.eval(durable.APPEND_SCRIPT, 1, *arguments)
+        return _event_id(appended)
 
     async def aclose(self) -> None:
         """Close the connection; idempotent."""
@@ -242,6 +227,7 @@ class SyncPublisher:
         url: str,
         *,
         channel: str = DEFAULT_CHANNEL,
+        history: DurableHistory | bool | None = None,
         username: str = "",
         password: str = "",
         tls_ca_file: str = "",
@@ -249,6 +235,8 @@ class SyncPublisher:
     ) -> None:
         """See `Publisher`."""
         self._template = parse_template(channel)
+        self._history = durable.chosen(history)
+        self._queue_complaint = _Complaint()
         self._lock = threading.Lock()
         self._redis = redis.Redis.from_url(
             url,
@@ -264,11 +252,12 @@ class SyncPublisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """See `Publisher.progress`."""
-        return self.publish(
-            flat_payload(PROGRESS, job, {"progress": n}, queue, status, data, _now_ms())
-        )
+        fields = {"progress": n}
+        payload = flat_payload(PROGRESS, job, fields, queue, status, data, _now_ms())
+        return self.publish(payload, key=key)
 
     def completed(
         self,
@@ -278,11 +267,12 @@ class SyncPublisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """See `Publisher.completed`."""
-        return self.publish(
-            flat_payload(COMPLETED, job, {"result": result}, queue, status, data, _now_ms())
-        )
+        fields = {"result": result}
+        payload = flat_payload(COMPLETED, job, fields, queue, status, data, _now_ms())
+        return self.publish(payload, key=key)
 
     def failed(
         self,
@@ -292,23 +282,40 @@ class SyncPublisher:
         queue: str | None = None,
         status: str | None = None,
         data: object = None,
-    ) -> int:
+        key: str | None = None,
+    ) -> Receipt:
         """See `Publisher.failed`."""
         fields = error_fields(error)
-        return self.publish(flat_payload(FAILED, job, fields, queue, status, data, _now_ms()))
+        payload = flat_payload(FAILED, job, fields, queue, status, data, _now_ms())
+        return self.publish(payload, key=key)
 
-    def publish(self, payload: Mapping[str, Any]) -> int:
+    def publish(self, payload: Mapping[str, Any], *, key: str | None = None) -> Receipt:
         """See `Publisher.publish`."""
-        return self.send(self.compose(payload))
+        return self.send(self.compose(payload), key=key)
 
     def compose(self, payload: Mapping[str, Any]) -> Message:
-        """The message that `publish` would send; see the function of this name."""
-        return compose(self._template, payload)
+        """The message that `publish` would send; see `relay.upstream.payloads.compose`."""
+        return compose(self._template, payload, keep_event_id=self._history is None)
 
-    def send(self, message: Message) -> int:
+    def send(self, message: Message, *, key: str | None = None) -> Receipt:
         """See `Publisher.send`."""
+        durable.check_key(self._history, key)
         with self._lock:
-            return int(self._redis.publish(message.channel, message.payload))
+            if self._history is None:
+                return Receipt(receivers=int(self._redis.publish(message.channel, message.payload)))
+            return Receipt(event_id=self._append(self._history, message, key))
+
+    def _append(self, history: DurableHistory, message: Message, key: str | None) -> str:
+        arguments = durable.append_arguments(history, message, key)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for command in durable.queue_commands(history, message, _now_ms()):
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            pipeline.evalsha(durable.APPEND_SHA, 1, *arguments)
+            *noted, appended = pipeline.execute(raise_on_error=False)
+        self._queue_complaint.look_at(noted)
+        if isinstance(appended, NoScriptError):
+            appended = self._redis.eval(durable.APPEND_SCRIPT, 1, *arguments)
+        return _event_id(appended)
 
     def close(self) -> None:
         """Close the connection; idempotent."""
@@ -326,44 +333,30 @@ class SyncPublisher:
         self.close()
 
 
-def _first(payload: Mapping[str, Any], *names: str) -> object:
-    for name in names:
-        if payload.get(name) is not None:
-            return payload[name]
-    return None
+class _Complaint:
+    """Says once that queues' jobs cannot be noted: events go out all the same, message after message."""
 
+    __slots__ = ("_made",)
 
-def _name(what: str, value: object) -> str | None:
-    if type(value) is int:
-        value = str(value)
-    if value is None:
-        return None
-    if not isinstance(value, str) or not is_name(value) or not _is_utf8(value):
-        raise ValueError(
-            f"{value!r} cannot name a {what}: it takes 1 to 256 characters, none of them a control"
-        )
-    return value
+    def __init__(self) -> None:
+        self._made = False
 
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
-
-
-def _check_way_back(template: ChannelTemplate, channel: str, job: str, queue: str | None) -> None:
-    """The relay reads the names off the channel: refuse what it would take for another job's."""
-    told = template.match(channel.encode()) or {}
-    names = {"jobId": job, "queueName": queue or ""}
-    for placeholder, name in names.items():
-        if told.get(placeholder, name.encode()) != name.encode():
-            raise ValueError(
-                f"the channel {channel} would be read as {placeholder} "
-                f"{told[placeholder].decode(errors='replace')!r} and not {name!r}: use a name "
-                f"without the characters that part the placeholders of {template.text}"
+    def look_at(self, replies: Sequence[object]) -> None:
+        fault = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if fault is not None and not self._made:
+            self._made = True
+            _log.warning(
+                "Redis refuses to note a queue's jobs, so its watchers will be told of gaps; allow "
+                "ZADD, ZREMRANGEBYRANK and EXPIRE on the keys of durable history: %s",
+                fault,
             )
+
+
+def _event_id(appended: Any) -> str:
+    if isinstance(appended, Exception):
+        raise appended
+    event_id: str = appended.decode()
+    return event_id
 
 
 def _connection_options(
