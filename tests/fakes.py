@@ -1,11 +1,11 @@
 """A relay without edges, for tests of the core: publish by a call, and read a session like a client.
 
-`Relay` does what the router does between history, index and sessions, with a dialect of its own:
-payloads are flat JSON objects with `event`, and `queueName` and `eventId` where they are told. `Client`
+`Relay` speaks a dialect of its own: payloads are flat JSON objects with `event`, and `queueName` and
+`eventId` where they are told. `Client`
 does what a socket does: it flushes while the transport takes more, and decodes what it was sent.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -13,11 +13,9 @@ from relay.core.event import PROGRESS, RUNNING_STATUSES, Burst, Draft, Identity,
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.outbox import Outbox, Verdict
+from relay.core.router import Found, Router
 from relay.core.session import Hub, Lookup, Session
 from relay.core.stats import Stats
-
-if TYPE_CHECKING:
-    from relay.core.record import Refusal
 
 EPOCH = "e"
 INVALID = b"invalid"
@@ -114,27 +112,38 @@ def decode(data: bytes) -> list[Message]:
 
 
 class Relay:
-    """History, index and sessions, put together as the router and the composition root do."""
+    """Router, history, index and sessions, put together as the composition root does."""
 
     def __init__(
-        self, *, max_events: int = 100, max_jobs: int = 1000, exposed: bool = True, **limits: Any
-    ) -> None:
-        self.seq = 0
+        self, *, max_events: int = 100, max_jobs: int = 1000, exposed: bool = True,
+        keeps_unwatched: bool = True, **limits: Any,
+    ) -> None:  # fmt: skip
         self.dialect = Dialect()
         self.stats = Stats()
         self.index: Index[Session] = Index()
-        self.refusals: list[Refusal] = []
         self.looked_up: set[str] = set()  # the jobs that must be looked up at a subscribe
         self.woken: list[Session] = []
-        self.history = History(
+        self.overflowed: list[Session] = []
+        self.routed: list[JobEvent] = []
+        self.router = Router(
+            sources={self.dialect.pattern.encode(): self.dialect},
+            index=self.index,
+            stats=self.stats,
+            max_payload_bytes=1 << 20,
+            on_invalid=lambda reason, channel, error=None: None,
+            on_overflow=self.overflowed.append,
+            on_routed=lambda event, progress: self.routed.append(event),
+        )
+        self.history = self.router.history = History(
             epoch=EPOCH,
-            understand=self.dialect.understand,
-            on_refused=self.refusals.append,
+            understand=self.router.understand,
+            on_refused=self.router.refused,
             max_events=max_events,
             max_jobs=max_jobs,
             max_bytes=1 << 24,
             ttl_seconds=3600,
             exposed=exposed,
+            keeps_unwatched=keeps_unwatched,
         )
         defaults: dict[str, Any] = {
             "heartbeat_seconds": 25,
@@ -149,11 +158,18 @@ class Relay:
             index=self.index,
             history=self.history,
             stats=self.stats,
-            position=lambda: self.seq,
+            position=lambda: self.router.seq,
             needs_lookup=lambda job_id, _: job_id in self.looked_up,
+            hold=self.router.hold,
+            release=self.router.release,
             wake=self.woken.append,
             **(defaults | limits),
         )
+
+    @property
+    def seq(self) -> int:
+        """The position of the newest message."""
+        return self.router.seq
 
     def publish(
         self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None, **fields: Any
@@ -163,29 +179,31 @@ class Relay:
         return events[0] if events else None
 
     def publish_batch(self, drafts: list[Draft]) -> list[JobEvent]:
-        """Messages of one job in one batch. Returns the events that somebody was told of."""
-        events = []
-        for each in drafts:
-            self.seq += 1
-            if not self.index.watches(each.queue, each.job_id):
-                if self.history.exposed:
-                    self._keep(each)
-                continue
-            told = self.history.admit(each, self.seq, float(self.seq), 1000 * self.seq)
-            if told is not None:
-                events.append(told)
-        if events:
-            for session in self.index.audience(events[0].queue, events[0].job_id):
-                assert session.offer(burst(*events)) is not Verdict.OVERFLOW
-        return events
+        """Messages in one batch. Returns the events that somebody was told of."""
+        self.routed.clear()
+        now = float(self.router.seq + 1)
+        batch = [
+            (b"pmessage", b"*", identity(each.job_id, each.queue).channel, written(each))
+            for each in drafts
+        ]
+        self.router.receive(batch, now, int(1000 * now))
+        assert not self.overflowed
+        return list(self.routed)
 
-    def _keep(self, each: Draft) -> None:
-        told = {"eventId": each.id} if each.id is not None else {}
-        message = raw(each.name, **told, **each.fields)
-        now = float(self.seq)
-        self.history.keep(
-            identity(each.job_id, each.queue), message, self.seq, now, 1000 * self.seq
-        )
+    def find(
+        self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None,
+        *, stored_id: str | None = None, **fields: Any,
+    ) -> None:  # fmt: skip
+        """A lookup reads this message of the job."""
+        each = draft(name, job_id, queue, **fields)
+        told = self.dialect.identify(identity(job_id, queue).channel)
+        self.router.merge([Found(told, written(each), stored_id, 500)], 1.0)
+
+
+def written(each: Draft) -> bytes:
+    """The message that a publisher of the tests' dialect sends for this draft."""
+    told = {"eventId": each.id} if each.id is not None else {}
+    return raw(each.name, **told, **each.fields)
 
 
 class Client:

@@ -187,8 +187,23 @@ class JobEvent:
         )
 
 
+class Format(Protocol):
+    """How what a session says becomes bytes; one object a transport, shared by all its sessions.
+
+    `transport` is its name in metrics and logs.
+    """
+
+    transport: str
+
+    def event(self, event: JobEvent) -> bytes:
+        """One job event, ready for a socket."""
+
+    def reply(self, event: str, data: object, ref: str | float | None = None) -> bytes:
+        """Anything else the relay says, ready for a socket; `ref` is the request's."""
+
+
 class Burst:
-    """One job's events of one batch, in order, with frames made once for all who watch."""
+    """One job's events of one batch, in order; their bytes are made once a format, for all who watch."""
 
     __slots__ = ("_frames", "_joined", "events", "job_id", "queue")
 
@@ -196,23 +211,23 @@ class Burst:
         self.queue = queue
         self.job_id = job_id
         self.events = events
-        self._frames: list[bytes] | None = None
-        self._joined: bytes | None = None
+        self._frames: dict[Format, list[bytes]] = {}
+        self._joined: dict[Format, bytes] = {}
 
-    @property
-    def frames(self) -> list[bytes]:
-        """A WebSocket text frame an event."""
-        if self._frames is None:
-            self._frames = [text_frame(event.message) for event in self.events]
-        return self._frames
+    def frames(self, format: Format) -> list[bytes]:
+        """The bytes of each event."""
+        frames = self._frames.get(format)
+        if frames is None:
+            frames = self._frames[format] = [format.event(event) for event in self.events]
+        return frames
 
-    @property
-    def joined(self) -> bytes:
-        """All frames as one piece, ready for a socket."""
-        if self._joined is None:
-            frames = self.frames
-            self._joined = frames[0] if len(frames) == 1 else b"".join(frames)
-        return self._joined
+    def joined(self, format: Format) -> bytes:
+        """All frames as one piece."""
+        joined = self._joined.get(format)
+        if joined is None:
+            frames = self.frames(format)
+            joined = self._joined[format] = frames[0] if len(frames) == 1 else b"".join(frames)
+        return joined
 
 
 def text_frame(message: bytes) -> bytes:

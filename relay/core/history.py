@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import attrgetter
+from typing import Final
 
 from relay.core.event import Draft, Identity, JobEvent
 from relay.core.record import RawMessage, Record, Refusal, Understand
 
 Key = tuple[str | None, str]  # queue, job id
+_MAX_SPARED: Final = 64  # watched jobs passed over at one eviction: it must not take long
 
 
 class History:
@@ -26,6 +28,8 @@ class History:
         max_events: entries a job. max_jobs: jobs in all. max_bytes: entries' bytes in all.
         ttl_seconds: a job not updated for so long is forgotten.
         exposed: False for `history.backend = "off"`: records keep a job's state, nothing is readable.
+        keeps_unwatched: False where Redis holds the history: messages that nobody watches are dropped.
+        is_watched: whether a job is watched by name; such a one is forgotten after the others.
     """
 
     def __init__(
@@ -39,34 +43,71 @@ class History:
         max_bytes: int,
         ttl_seconds: float,
         exposed: bool = True,
+        keeps_unwatched: bool = True,
+        is_watched: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.epoch = epoch
         self.exposed = exposed
+        self.keeps_unwatched = exposed and keeps_unwatched
         self.size_bytes = 0
         self.gap_seq = 0  # events up to this one may have successors that were never received
+        self.stale_seq = 0  # what is known of a job only up to here may not be the newest
+        self._is_watched = is_watched
         self._understand = understand
         self._on_refused = on_refused
         # With history off the newest event and the end are kept all the same, unseen: they answer
         # a subscription that had to wait for Redis.
         self._max_events = max_events if exposed else 2
+        self._max_held = max_events
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
         self._ttl_seconds = ttl_seconds
         self._records: OrderedDict[Key, Record] = OrderedDict()
         self._by_job: dict[str, tuple[Record, ...]] = {}
         self._by_queue: dict[str, OrderedDict[str, Record]] = {}
+        self.holding: dict[str, int] = {}  # jobs whose messages are held back, and by how many
 
     def __len__(self) -> int:
         return len(self._records)
 
     def keep(self, identity: Identity, message: bytes, seq: int, now: float, now_ms: int) -> None:
-        """Keep a message that nobody watches, as it is. The channel must have told the job."""
-        record = self._touch(identity.key, now)  # type: ignore[arg-type]
+        """Keep a message as it is, to be understood later. The identity must tell the job."""
+        key = identity.key
+        record = self._touch(key, now)  # type: ignore[arg-type]
         self.size_bytes += record.keep((identity, message, seq, now_ms))
-        if len(record.entries) > self._max_events:
-            self._trim(record)
+        limit = self._max_events
+        if key[1] in self.holding:
+            limit += self._max_held  # beside what was known and what is read
+        else:
+            record.known_seq = seq
+        if len(record.entries) > limit:
+            self._trim(record, limit)
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
             self._evict(record)
+
+    def skip(self, job_id: str) -> None:
+        """A message that nobody watches is dropped: what is known of its job is not the newest now."""
+        for record in self._by_job.get(job_id, ()):
+            record.known_seq = 0
+
+    def hold(self, job_id: str) -> None:
+        """Hold the job's messages back while what came before them is read from Redis. Counted."""
+        if job_id not in self.holding:
+            self._settle(job_id, None)
+        self.holding[job_id] = self.holding.get(job_id, 0) + 1
+
+    def release(self, job_id: str, next_seq: Callable[[], int]) -> list[JobEvent]:
+        """End one hold. Returns the events to be told now, where it was the last; they are the newest."""
+        left = self.holding[job_id] - 1
+        if left:
+            self.holding[job_id] = left
+            return []
+        del self.holding[job_id]
+        return self._settle(job_id, None, next_seq)
+
+    def holds(self, job_id: str, message: bytes) -> bool:
+        """Whether this very message is among those held back."""
+        return any(record.holds(message) for record in self._by_job.get(job_id, ()))
 
     def admit(self, draft: Draft, seq: int, now: float, now_ms: int) -> JobEvent | None:
         """Put `draft` in relation to what is known of its job and make it the newest event.
@@ -75,30 +116,45 @@ class History:
         """
         self._settle(draft.job_id, draft.queue)
         record = self._touch((draft.queue, draft.job_id), now)
+        if record.known_seq <= self.stale_seq:
+            record.cut()  # what lies between was skipped, or missed, and nobody has read it
         before = record.size_bytes
         event = record.admit(draft, seq, now_ms, self.epoch)
         if isinstance(event, Refusal):
             self._on_refused(event)
             return None
         self.size_bytes += record.size_bytes - before
-        if len(record.entries) > self._max_events:
-            self._trim(record)
+        # What is held back is not yet told: it must not make room for what is read.
+        limit = self._max_events + record.raw_count
+        if len(record.entries) > limit:
+            self._trim(record, limit)
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
             self._evict(record)
         return event
 
-    def updated_seq(self, job_id: str) -> int:
-        """The position of the newest message of any job of this id, 0 where there is none."""
-        return max((record.updated_seq for record in self._by_job.get(job_id, ())), default=0)
-
     def is_current(self, job_id: str, queue: str | None) -> bool:
-        """Whether something was received of the job since the last gap."""
-        return any(record.updated_seq > self.gap_seq for record in self._matching(job_id, queue))
+        """Whether what is known of the job is the newest that Redis gave."""
+        known = any(record.entries for record in self._matching(job_id, queue))
+        return known and job_id not in self.holding and not self._is_stale(job_id, queue)
 
     def confirm(self, job_id: str, seq: int) -> None:
-        """What is known of the job was compared with Redis at `seq`: it is current up to there."""
+        """What is known of the job was compared with Redis at `seq`: it is the newest."""
         for record in self._by_job.get(job_id, ()):
-            record.updated_seq = max(record.updated_seq, seq)
+            record.known_seq = seq
+
+    def knows(self, job_id: str, event_id: str) -> bool:
+        """Whether an event with this id was told of the job before, and is still remembered."""
+        return any(record.knows(event_id) for record in self._by_job.get(job_id, ()))
+
+    def newest_id(self, job_id: str) -> str | None:
+        """The id of the newest event known of the job, whatever queue it is in."""
+        events = self.events(job_id, None)
+        return events[-1].id if events else None
+
+    def cut(self, job_id: str) -> None:
+        """Something was missed of the job after what is known: recovery across it is refused."""
+        for record in self._by_job.get(job_id, ()):
+            record.cut()
 
     def snapshot(self, job_id: str, queue: str | None) -> list[JobEvent]:
         """What tells a newcomer where the job stands; empty where nothing valid is known of it."""
@@ -126,7 +182,9 @@ class History:
 
     def after(self, job_id: str, queue: str | None, since: str) -> list[JobEvent] | None:
         """Every event later than the one whose id is `since`; None where that cannot be promised:
-        it is not held, or something after it may have been missed."""
+        it is not held, or something after it may have been missed or is still to be read."""
+        if self._is_stale(job_id, queue):
+            return None
         events = self.events(job_id, queue)
         trimmed = (record.trimmed_seq for record in self._matching(job_id, queue))
         missed_seq = max(trimmed, default=0)
@@ -150,9 +208,13 @@ class History:
         newest.reverse()
         return newest
 
+    def mark_stale(self, seq: int) -> None:
+        """What came after `seq` may have been missed, of every job, and may be read from Redis."""
+        self.stale_seq = seq
+
     def mark_gap(self, seq: int) -> None:
         """What came after `seq` may have been missed: recovery across it is refused from now on."""
-        self.gap_seq = seq
+        self.gap_seq = self.stale_seq = seq
 
     def expire(self, now: float, limit: int = 1000) -> None:
         """Forget jobs that were not updated for `ttl_seconds`, at most `limit` at once."""
@@ -162,6 +224,13 @@ class History:
             if oldest is None or oldest.updated_at > horizon:
                 return
             self._forget(oldest)
+
+    def _is_stale(self, job_id: str, queue: str | None) -> bool:
+        """Whether Redis may have told more of the job than is known."""
+        return any(
+            record.known_seq <= self.stale_seq and record.entries
+            for record in self._matching(job_id, queue)
+        )
 
     def _matching(self, job_id: str, queue: str | None) -> Iterable[Record]:
         if queue is None:
@@ -188,11 +257,17 @@ class History:
         record.updated_at = now
         return record
 
-    def _settle(self, job_id: str, queue: str | None) -> None:
-        """Understand what is still raw of the job, oldest first.
+    def _settle(
+        self, job_id: str, queue: str | None, next_seq: Callable[[], int] | None = None
+    ) -> list[JobEvent]:
+        """Understand what is still raw of the job, oldest first; returns the events it came to.
 
-        What a channel without a queue brought lies under (None, job id) until its payload names the queue.
+        What a channel without a queue brought lies under (None, job id) until its payload names the
+        queue. What is held back stays raw. `next_seq` gives it new positions: what was merged
+        meanwhile is older.
         """
+        if job_id in self.holding:
+            return []
         raw: list[tuple[RawMessage, float]] = []
         for record in self._by_job.get(job_id, ()):
             if record.raw_count and (queue is None or record.queue in (None, queue)):
@@ -200,34 +275,51 @@ class History:
                 raw += [(message, record.updated_at) for message in record.take_raw()]
                 self.size_bytes += record.size_bytes - before
         raw.sort(key=lambda kept: kept[0][2])
+        events = []
         for (identity, message, seq, at_ms), updated_at in raw:
             draft = self._understand(identity, message)
             if draft is not None:
-                self._settle_one(draft, seq, updated_at, at_ms)
+                position = seq if next_seq is None else next_seq()
+                event = self._settle_one(draft, position, updated_at, at_ms)
+                if event is not None:
+                    events.append(event)
+        return events
 
-    def _settle_one(self, draft: Draft, seq: int, updated_at: float, at_ms: int) -> None:
+    def _settle_one(self, draft: Draft, seq: int, updated_at: float, at_ms: int) -> JobEvent | None:
         key = (draft.queue, draft.job_id)
         record = self._records.get(key) or self._touch(key, updated_at)
         before = record.size_bytes
         event = record.admit(draft, seq, at_ms, self.epoch)
         if isinstance(event, Refusal):
             self._on_refused(event)
-            return
+            return None
         self.size_bytes += record.size_bytes - before
         if len(record.entries) > self._max_events:
-            self._trim(record)
+            self._trim(record, self._max_events)
+        return event
 
-    def _trim(self, record: Record) -> None:
+    def _trim(self, record: Record, max_events: int) -> None:
         before = record.size_bytes
-        record.trim(self._max_events)
+        record.trim(max_events)
         self.size_bytes += record.size_bytes - before
 
     def _evict(self, newest: Record) -> None:
-        """Get back within the bounds: whole jobs first, then the newest job's own past."""
+        """Get back within the bounds: whole jobs first, then the newest job's own past.
+
+        Of a job that is watched by name the newest is kept in their place: to know what its watchers
+        were told is what keeps them from being told it again.
+        """
+        spared = 0
         while len(self._records) > self._max_jobs or (
             self.size_bytes > self._max_bytes and len(self._records) > 1
         ):
-            self._forget(next(iter(self._records.values())))
+            key, oldest = next(iter(self._records.items()))
+            if spared < _MAX_SPARED and oldest is not newest and self._is_watched(oldest.job_id):
+                spared += 1
+                self._trim(oldest, 1)
+                self._records.move_to_end(key)
+            else:
+                self._forget(oldest)
         while self.size_bytes > self._max_bytes and len(newest.entries) > 1:
             before = newest.size_bytes
             newest.trim(len(newest.entries) - 1)

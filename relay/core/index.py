@@ -82,6 +82,10 @@ class Index(Generic[S]):
             return bool(self._queues) or job_id in self._queue_job_ids
         return queue in self._queues or (queue, job_id) in self._queue_jobs
 
+    def names(self, job_id: str) -> bool:
+        """Whether anybody watches a job of this id by its name, in whatever queue."""
+        return job_id in self._jobs or job_id in self._queue_job_ids
+
     def audience(self, queue: str | None, job_id: str) -> Collection[S]:
         """Everybody who watches this job, each once. Not to be changed, nor kept across a change."""
         found = [subscribers for subscribers in self._sets(queue, job_id) if subscribers]
@@ -92,6 +96,10 @@ class Index(Generic[S]):
     def jobs(self) -> Iterable[str]:
         """The ids of all jobs watched by name."""
         return {*self._jobs, *self._queue_job_ids}
+
+    def queues(self) -> Iterable[str]:
+        """The names of all queues watched."""
+        return list(self._queues)
 
     def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
         yield self._jobs.get(job_id)

@@ -12,8 +12,9 @@ raises on a full box: a verdict says what happened and the caller decides.
 from collections.abc import Hashable
 from enum import Enum
 
-from relay.core.event import Burst
+from relay.core.event import Burst, Format
 from relay.core.stats import Stats
+from relay.core.wire import WEBSOCKET
 
 
 class Verdict(Enum):
@@ -25,15 +26,17 @@ class Verdict(Enum):
 
 
 class Outbox:
-    """See the module's promise. `congestions` counts how often the transport stopped taking."""
+    """See the module's promise. `congestions` counts how often the transport stopped taking; `format`
+    is how its frames are written."""
 
     __slots__ = (
-        "_congested", "_flow", "_held", "_next_key", "_stats", "congestions", "max_bytes",
+        "_congested", "_flow", "_held", "_next_key", "_stats", "congestions", "format", "max_bytes",
         "pending_bytes",
     )  # fmt: skip
 
-    def __init__(self, max_bytes: int, stats: Stats) -> None:
+    def __init__(self, max_bytes: int, stats: Stats, format: Format = WEBSOCKET) -> None:
         self.max_bytes = max_bytes
+        self.format = format
         self.pending_bytes = 0
         self.congestions = 0
         self._congested = False
@@ -56,10 +59,10 @@ class Outbox:
     def offer(self, burst: Burst) -> Verdict:
         """Take one job's events of one batch."""
         if not self._congested and self._held is None:
-            self._pass(burst.joined)
+            self._pass(burst.joined(self.format))
             return Verdict.PASSED
         verdict = Verdict.HELD
-        for event, frame in zip(burst.events, burst.frames, strict=True):
+        for event, frame in zip(burst.events, burst.frames(self.format), strict=True):
             if not self._hold(event.conflation_key, frame, event.metric_name):
                 verdict = Verdict.OVERFLOW
         return verdict

@@ -16,6 +16,10 @@ from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, Draft, Ident
 # CPython 3.11, rounded up, so that `history.max_bytes` stays an honest bound for small messages.
 ENTRY_OVERHEAD_BYTES: Final = 250
 
+# An id made of a message's bytes, as Celery's is, comes again when an attempt repeats what an earlier one
+# said. Any other is given once.
+_CONTENT_ID: Final = "c-"
+
 RawMessage = tuple[Identity, bytes, int, int]  # identity, payload, seq, at_ms
 Understand = Callable[[Identity, bytes], Draft | None]
 
@@ -35,7 +39,7 @@ class Record:
     """
 
     __slots__ = (
-        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "entries", "job_id", "progress", "queue",
+        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "entries", "job_id", "known_seq", "progress", "queue",
         "raw_count", "size_bytes", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
@@ -47,7 +51,8 @@ class Record:
         self.size_bytes = 0
         self.updated_at = 0.0  # monotonic seconds
         self.updated_seq = 0
-        self.trimmed_seq = 0  # of the newest entry that was trimmed away
+        self.known_seq = 0  # up to where it is the newest that Redis gave, as far as we know
+        self.trimmed_seq = 0  # of the newest entry that was trimmed away, or lost behind
         self.progress: float | None = None
         self._end: JobEvent | None = None  # the event the job ended with, until it runs again
         self._told_end = False  # whether the newest event told is an end
@@ -68,6 +73,18 @@ class Record:
         self.size_bytes += size
         self.updated_seq = raw[2]
         return size
+
+    def holds(self, message: bytes) -> bool:
+        """Whether this very message is among those not yet understood."""
+        return any(type(entry) is tuple and entry[1] == message for entry in self.entries)
+
+    def knows(self, event_id: str) -> bool:
+        """Whether a publisher gave an event this id."""
+        return self._ids is not None and event_id in self._ids
+
+    def cut(self) -> None:
+        """Something is lost after the newest entry: nothing can be replayed across it."""
+        self.trimmed_seq = max(self.trimmed_seq, self.updated_seq)
 
     def take_raw(self) -> list[RawMessage]:
         """Remove the messages that are still raw, oldest first: they are about to be understood."""
@@ -98,22 +115,24 @@ class Record:
             self._end = event
         elif draft.runs:
             self._end = None
-        if draft.fields.get("status") == "retrying":
-            self._ids = None
+        if draft.fields.get("status") == "retrying" and self._ids is not None:
+            self._ids = {known for known in self._ids if not known.startswith(_CONTENT_ID)}
         if draft.id is not None:
             self._ids = self._ids or set()
             self._ids.add(draft.id)
         self._newest_id = event.id
         self.entries.append(event)
         self.size_bytes += len(event.data) + ENTRY_OVERHEAD_BYTES
-        self.updated_seq = seq
+        self.updated_seq = self.known_seq = seq
         return event
 
     def trim(self, max_events: int) -> None:
-        """Drop the oldest entries beyond `max_events`, save the one that the job ended with."""
+        """Drop the oldest entries beyond `max_events`, save the one that the job ended with.
+
+        Settled ones go first: where raw ones are held back, they are the newer, whatever their place.
+        """
         while len(self.entries) > max(max_events, 1):
-            victim = 1 if self.entries[0] is self._end else 0
-            entry = self.entries.pop(victim)
+            entry = self.entries.pop(self._oldest())
             if type(entry) is JobEvent:
                 self.trimmed_seq = max(self.trimmed_seq, entry.seq)
                 self.size_bytes -= len(entry.data) + ENTRY_OVERHEAD_BYTES
@@ -143,8 +162,17 @@ class Record:
             return [newest]
         return [self._end, newest]
 
+    def _oldest(self) -> int:
+        """The place of the entry that is to go first."""
+        settled = len(self.entries) - self.raw_count - (self._end is not None)
+        return next(
+            place
+            for place, entry in enumerate(self.entries)
+            if entry is not self._end and (type(entry) is JobEvent or not settled)
+        )
+
     def _judge(self, draft: Draft) -> Refusal | None:
-        if self._ids is not None and draft.id in self._ids and not self._retries(draft):
+        if draft.id is not None and self.knows(draft.id) and not self._retries(draft):
             return Refusal.DUPLICATE
         if draft.name in TERMINAL:
             return Refusal.DUPLICATE if self._told_end else None
@@ -153,12 +181,13 @@ class Record:
         return None
 
     def _retries(self, draft: Draft) -> bool:
-        """Whether another attempt at the job is announced, and this is not a copy of the announcement.
-
-        An id made of a message's bytes, as Celery's is, comes again when an attempt repeats what an earlier
-        one said.
-        """
-        return draft.fields.get("status") == "retrying" and self._newest_id != draft.id
+        """Whether another attempt at the job is announced, and this is not a copy of the announcement."""
+        return (
+            draft.fields.get("status") == "retrying"
+            and draft.id is not None
+            and draft.id.startswith(_CONTENT_ID)
+            and draft.id != self._newest_id
+        )
 
     def _fill_in(self, draft: Draft, at_ms: int, *, seen_before: bool) -> dict[str, Any]:
         """The fields that clients are given, the identity first, with what was missing."""

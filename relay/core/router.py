@@ -5,9 +5,9 @@ of a job that nobody watches costs a look at its channel and its size; its bytes
 one message disturbs another.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from relay.core.errors import DecodeError, InvalidReason
 from relay.core.event import TERMINAL, Burst, Draft, Identity, JobEvent, Source
@@ -30,6 +30,15 @@ class OnInvalid(Protocol):
     def __call__(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None
     ) -> None: ...
+
+
+class Found(NamedTuple):
+    """A message read from Redis: `event_id` where it is stored beside it, `at_ms` when it was written."""
+
+    identity: Identity
+    message: bytes
+    event_id: str | None
+    at_ms: int
 
 
 @dataclass(slots=True)
@@ -69,10 +78,13 @@ class Router:
         self._on_invalid = on_invalid
         self._on_overflow = on_overflow
         self.on_routed = on_routed
+        # Told of each event and to how many clients it went, for the debug log.
+        self.on_published: Callable[[JobEvent, int], None] | None = None
 
     def receive(self, messages: Sequence[RedisMessage], now: float, now_ms: int) -> Routed:
         """Route one batch, received at `now` (monotonic seconds) and `now_ms` (Unix milliseconds)."""
         stats, history, watches = self._stats, self.history, self._index.watches
+        holding = history.holding
         stats.received += len(messages)
         bursts: dict[Key, list[JobEvent]] = {}
         routed = Routed()
@@ -83,18 +95,29 @@ class Router:
                 continue
             if self._is_too_large(message, channel):
                 continue
-            if identity.job_id is not None and not watches(identity.queue, identity.job_id):
-                stats.unwatched += 1
-                if history.exposed:
+            if identity.job_id is not None:
+                if holding and identity.job_id in holding:
                     history.keep(identity, message, self.seq, now, now_ms)
-                continue
+                    continue
+                if not watches(identity.queue, identity.job_id):
+                    stats.unwatched += 1
+                    if history.keeps_unwatched:
+                        history.keep(identity, message, self.seq, now, now_ms)
+                    else:
+                        history.skip(identity.job_id)
+                    continue
             draft = self.understand(identity, message)
             if draft is None:
+                continue
+            if draft.job_id in holding:
+                told = Identity(identity.source, channel, draft.job_id, draft.queue, draft.name)
+                history.keep(told, message, self.seq, now, now_ms)
                 continue
             watched = watches(draft.queue, draft.job_id)
             if not watched:
                 stats.unwatched += 1
-                if not history.exposed:
+                if not history.keeps_unwatched:
+                    history.skip(draft.job_id)
                     continue
             event = history.admit(draft, self.seq, now, now_ms)
             if event is None or not watched:
@@ -109,18 +132,45 @@ class Router:
             self._deliver(bursts)
         return routed
 
-    def merge(self, identity: Identity, message: bytes, now: float, now_ms: int) -> None:
-        """Take what was read from Redis for one job as if it had just been published."""
-        if self._is_too_large(message, identity.channel):
-            return
+    def merge(self, found: Sequence[Found], now: float) -> None:
+        """Take what was read from Redis of jobs that are held, oldest first, and tell whoever watches.
+
+        What is held back of a job came after everything that was read of it, save what was read itself.
+        """
+        bursts: dict[Key, list[JobEvent]] = {}
+        for identity, message, event_id, at_ms in found:
+            if self._is_too_large(message, identity.channel):
+                continue
+            draft = self.understand(identity, message)
+            if draft is None:
+                continue
+            draft.id = event_id or draft.id
+            if draft.id is not None and self.history.knows(draft.job_id, draft.id):
+                continue
+            if event_id is None and self.history.holds(draft.job_id, message):
+                continue
+            event = self.history.admit(draft, self.next_seq(), now, at_ms)
+            if event is not None:
+                bursts.setdefault((draft.queue, draft.job_id), []).append(event)
+        self._deliver(bursts)
+
+    def hold(self, job_ids: Iterable[str]) -> None:
+        """Hold back what comes of these jobs, until `release` was called as often."""
+        for job_id in job_ids:
+            self.history.hold(job_id)
+
+    def release(self, job_ids: Iterable[str]) -> None:
+        """Tell what was held back of these jobs, if nobody else holds it."""
+        bursts: dict[Key, list[JobEvent]] = {}
+        for job_id in job_ids:
+            for event in self.history.release(job_id, self.next_seq):
+                bursts.setdefault((event.queue, event.job_id), []).append(event)
+        self._deliver(bursts)
+
+    def next_seq(self) -> int:
+        """A position after all that there were."""
         self.seq += 1
-        draft = self.understand(identity, message)
-        if draft is None:
-            return
-        event = self.history.admit(draft, self.seq, now, now_ms)
-        self.history.confirm(draft.job_id, self.seq)
-        if event is not None:
-            self._deliver({(draft.queue, draft.job_id): [event]})
+        return self.seq
 
     def understand(self, identity: Identity, message: bytes) -> Draft | None:
         """The draft in `message`; None where it is invalid, which has then been counted and told."""
@@ -177,8 +227,9 @@ class Router:
         overflowed: list[Session] = []
         for (queue, job_id), events in bursts.items():
             burst = Burst(queue, job_id, events)
+            audience = self._index.audience(queue, job_id)
             passed = 0
-            for session in self._index.audience(queue, job_id):
+            for session in audience:
                 verdict = session.offer(burst)
                 if verdict is Verdict.PASSED:
                     passed += 1
@@ -187,6 +238,9 @@ class Router:
             if passed:
                 for event in events:
                     deliveries[event.metric_name] += passed
+            if self.on_published is not None:
+                for event in events:
+                    self.on_published(event, len(audience))
         # Closing changes the index, so it waits until nobody iterates over it.
         for session in overflowed:
             self._on_overflow(session)

@@ -9,14 +9,14 @@ Knows no socket and no clock: it calls `wake` when there is something to send, a
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay.core import wire
 from relay.core.backfill import Backfill
 from relay.core.closing import CloseReason
 from relay.core.errors import CommandError, ErrorCode, SessionError
-from relay.core.event import Burst, JobEvent
+from relay.core.event import Burst, Format, JobEvent
 from relay.core.history import History, Key
 from relay.core.index import Index, Topic
 from relay.core.outbox import Outbox, Verdict
@@ -43,6 +43,8 @@ class Hub:
     stats: Stats
     position: Callable[[], int]
     needs_lookup: Callable[[str, str | None], bool]
+    hold: Callable[[list[str]], None]
+    release: Callable[[list[str]], None]
     wake: Callable[["Session"], None]
     on_subscribed: Callable[["Session", str], None] | None = None
     heartbeat_seconds: float
@@ -63,12 +65,16 @@ class Lookup:
 
 @dataclass(slots=True)
 class _Subscribing:
-    """A subscribe on its way: what it asked, what was new in it, what was refused."""
+    """A subscribe on its way: what it asked, what is new in it, what is refused.
+
+    `asked_at` is the position when it had to wait for Redis, `position` that when it is answered.
+    """
 
     command: JobsCommand
-    fresh: set[str]
-    refused: dict[str, ErrorCode]
-    position: int
+    fresh: set[str] = field(default_factory=set)
+    refused: dict[str, ErrorCode] = field(default_factory=dict)
+    asked_at: int | None = None
+    position: int = 0
 
 
 class Session:
@@ -81,18 +87,19 @@ class Session:
 
     __slots__ = (
         "_backfill", "_errors", "_hub", "_pending", "_snapshot_queues", "_tokens", "_tokens_at",
-        "_waiting", "connection_id", "link", "outbox", "woken",
+        "connection_id", "link", "outbox", "woken",
     )  # fmt: skip
 
-    def __init__(self, hub: Hub, connection_id: str, link: Any) -> None:
+    def __init__(
+        self, hub: Hub, connection_id: str, link: Any, format: Format = wire.WEBSOCKET
+    ) -> None:
         self.connection_id = connection_id
         self.link = link  # what owns the transport; not looked at here
-        self.outbox = Outbox(hub.max_outbox_bytes, hub.stats)
+        self.outbox = Outbox(hub.max_outbox_bytes, hub.stats, format)
         self.woken = False
         self._hub = hub
         self._backfill: Backfill | None = None
-        self._pending: _Subscribing | None = None
-        self._waiting: set[Key] | None = None  # jobs whose live events are held for a lookup
+        self._pending: _Subscribing | None = None  # a subscribe that waits for Redis
         self._snapshot_queues: set[str] | None = None  # queues watched whose jobs' state was sent
         self._errors = 0
         self._tokens = float(hub.messages_burst)
@@ -112,7 +119,7 @@ class Session:
         }
         if retry_after_ms is not None:
             status["retryAfterMs"] = retry_after_ms
-        return self._send(wire.encode_reply("relay-status", status))
+        return self._send("relay-status", status)
 
     def receive(self, text: bytes, now: float) -> Lookup | None:
         """Obey one message of the client, which is UTF-8.
@@ -140,18 +147,30 @@ class Session:
         self._errors = 0
         return lookup
 
+    def obey(self, command: Command) -> Lookup | None:
+        """Do what a client asked by other means than a message; refused, it is answered `error`.
+
+        Returns and raises what `receive` does. Costs nothing of the client's rate.
+        """
+        try:
+            return self._obey(command)
+        except CommandError as error:
+            self._refuse(error)
+            return None
+
     def resolve(self) -> None:
-        """Answer the subscribe that waited for a lookup, with what history holds by now."""
-        subscribing, self._pending, self._waiting = self._pending, None, None
-        if subscribing is not None:
-            self._answer(subscribing, waited=True)
+        """Subscribe and answer, now that Redis was asked, with what history holds; what was held back
+        of these jobs follows."""
+        subscribing, self._pending = self._pending, None
+        if subscribing is None:
+            return
+        try:
+            self._subscribe_now(subscribing)
+        finally:
+            self._hub.release(subscribing.command.job_ids)
 
     def offer(self, burst: Burst) -> Verdict:
         """Be told of a job's new events. Verdict OVERFLOW: close as a slow consumer."""
-        if self._waiting is not None and (
-            (None, burst.job_id) in self._waiting or (burst.queue, burst.job_id) in self._waiting
-        ):
-            return Verdict.HELD
         if self._backfill is not None:
             absorbed = self._backfill.absorb(burst)
             if absorbed is not None:
@@ -176,7 +195,10 @@ class Session:
         """Leave the index and let go of all that is pending; idempotent."""
         self._hub.index.drop(self)
         self.outbox.clear()
-        self._backfill = self._pending = self._waiting = self._snapshot_queues = None
+        subscribing, self._pending = self._pending, None
+        if subscribing is not None:
+            self._hub.release(subscribing.command.job_ids)
+        self._backfill = self._snapshot_queues = None
 
     # Commands
 
@@ -202,7 +224,19 @@ class Session:
 
     def _subscribe_to_jobs(self, command: JobsCommand) -> Lookup | None:
         hub = self._hub
-        subscribing = _Subscribing(command, set(), dict(command.refused), hub.position())
+        wanted = [job_id for job_id in command.job_ids if hub.needs_lookup(job_id, command.queue)]
+        if not wanted:
+            self._subscribe_now(_Subscribing(command))
+            return None
+        # What comes meanwhile of any of them is told after the answer, behind what Redis still holds.
+        hub.hold(command.job_ids)
+        self._pending = _Subscribing(command, asked_at=hub.position())
+        return Lookup(wanted)
+
+    def _subscribe_now(self, subscribing: _Subscribing) -> None:
+        command = subscribing.command
+        subscribing.refused |= command.refused
+        subscribing.position = self._hub.position()
         for job_id in command.job_ids:
             added = self._subscribe((command.queue, job_id))
             if added is None:
@@ -211,22 +245,7 @@ class Session:
                 subscribing.fresh.add(job_id)
         if subscribing.refused and not command.batch:
             raise self._too_many(command.ref)
-        wanted = [
-            job_id
-            for job_id in command.job_ids
-            if job_id not in subscribing.refused and hub.needs_lookup(job_id, command.queue)
-        ]
-        if not wanted:
-            self._answer(subscribing, waited=False)
-            return None
-        self._pending = subscribing
-        # The answer comes for all of them together, so the events of all that are new wait for it, save
-        # those that were owed before.
-        self._waiting = {(command.queue, job_id) for job_id in subscribing.fresh}
-        if self._backfill is not None:
-            for job_id in subscribing.fresh:
-                self._check(self._backfill.pay(job_id))
-        return Lookup(wanted)
+        self._answer(subscribing)
 
     def _subscribe_to_queue(self, command: QueueCommand) -> None:
         queue = command.queue
@@ -283,14 +302,16 @@ class Session:
 
     # Answers, snapshots, replays
 
-    def _answer(self, subscribing: _Subscribing, *, waited: bool) -> None:
+    def _answer(self, subscribing: _Subscribing) -> None:
         command = subscribing.command
         jobs: dict[str, object] = {}
         owed: list[tuple[Key, int, bool]] = []
+        if command.since_of_one:
+            command.since = self._since_of_bearer(command)
         for job_id in command.job_ids:
             if job_id not in subscribing.refused:
                 key = (command.queue, job_id)
-                jobs[job_id], debt = self._stand(key, subscribing, waited=waited)
+                jobs[job_id], debt = self._stand(key, subscribing)
                 if debt is not None:
                     owed.append((key, *debt))
         jobs |= {job_id: {"error": code.value} for job_id, code in subscribing.refused.items()}
@@ -298,18 +319,30 @@ class Session:
         for key, position, snapshot in owed:
             self._owe(key, position, snapshot=snapshot)
 
+    def _since_of_bearer(self, command: JobsCommand) -> dict[str, str]:
+        """`since` for the one job that bears the id; none where two do: taken for the wrong job it would
+        pass over events that the client has not seen."""
+        history = self._hub.history
+        bearers = {
+            job_id: since
+            for job_id, since in command.since.items()
+            if any(event.id == since for event in history.events(job_id, command.queue))
+        }
+        return bearers if len(bearers) == 1 else {}
+
     def _stand(
-        self, key: Key, subscribing: _Subscribing, *, waited: bool
+        self, key: Key, subscribing: _Subscribing
     ) -> tuple[dict[str, object], tuple[int, bool] | None]:
         """What the answer says of one job; and from which position it is owed events, and whether the
         snapshot."""
         queue, job_id = key
         history = self._hub.history
         since = subscribing.command.since.get(job_id)
-        # While a subscribe waits, what comes of a job that is new in it is held, and owed now.
         fresh = job_id in subscribing.fresh
         if not history.exposed:
-            return _stands(known=False), (subscribing.position, False) if waited and fresh else None
+            # Nothing is shown of the past, but what was just read is news to whoever asked for it.
+            news = (subscribing.asked_at or 0, False)
+            return _stands(known=False), news if subscribing.asked_at is not None else None
         if since is not None:
             later = history.after(job_id, queue, since)
             unsent = None if later is None else self._unsent(later, key, subscribing)
@@ -370,10 +403,10 @@ class Session:
     # Sending
 
     def _reply(self, event: str, data: object, ref: Ref) -> None:
-        self._check(self._send(wire.encode_reply(event, data, ref)))
+        self._check(self._send(event, data, ref))
 
-    def _send(self, frame: bytes) -> Verdict:
-        verdict = self.outbox.reply(frame)
+    def _send(self, event: str, data: object, ref: Ref = None) -> Verdict:
+        verdict = self.outbox.reply(self.outbox.format.reply(event, data, ref))
         self._wake()
         return verdict
 
@@ -389,7 +422,7 @@ class Session:
     def _refuse(self, error: CommandError) -> None:
         self._hub.stats.client_errors[error.code.value] += 1
         self._errors += 1
-        self._check(self._send(wire.encode_error(error)))
+        self._check(self._send("error", wire.error_data(error), error.ref))
         if self._errors >= self._hub.max_errors:
             raise SessionError(CloseReason.TOO_MANY_ERRORS)
 

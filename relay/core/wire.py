@@ -1,9 +1,11 @@
-"""The client protocol: a text message becomes a Command, a reply becomes a frame.
+"""The client protocol: a text message becomes a Command; an event and a reply become bytes.
 
 Each message is `{"event": NAME, "data": {…}}` with an optional `ref` that the answer bears. Parsing
-raises `CommandError` for what is at fault and nothing else, whatever the bytes are.
+raises `CommandError` for what is at fault and nothing else, whatever the bytes are. What the relay says
+is written as WebSocket text frames (RFC 6455 §5.6) or as Server-Sent Events (WHATWG HTML §9.2).
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,11 +13,13 @@ import orjson
 
 from relay.core import payload
 from relay.core.errors import TEMPORARY, CommandError, ErrorCode
-from relay.core.event import is_name, text_frame
+from relay.core.event import JobEvent, is_name, text_frame
 
 Ref = str | float | None
 MAX_REF_CHARACTERS: Final = 64
 _MAX_DEPTH: Final = 254  # orjson writes no deeper; what a client sends must fit into its answer
+# An event id comes back in the header Last-Event-ID, where none of these can stand.
+_NOT_IN_A_HEADER: Final = re.compile(r"[\x00-\x1f\x7f]")
 COMMANDS: Final = frozenset(
     {
         "subscribe-to-job",
@@ -35,7 +39,8 @@ class JobsCommand:
     """`subscribe-to-job(s)` and `unsubscribe-from-job(s)`.
 
     `refused` holds the ids of a batch that break the rules; `echo` is the request's data as the answer
-    repeats it; `since` maps job ids to event ids.
+    repeats it; `since` maps job ids to event ids, with `since_of_one` all to one: the client does not say
+    which of the jobs bears it.
     """
 
     subscribe: bool
@@ -46,6 +51,7 @@ class JobsCommand:
     ref: Ref
     since: dict[str, str] = field(default_factory=dict)
     refused: dict[str, ErrorCode] = field(default_factory=dict)
+    since_of_one: bool = False
 
 
 @dataclass(slots=True)
@@ -237,19 +243,52 @@ def _as_id(value: object) -> str | None:
     return value if type(value) is str else None
 
 
-def encode_reply(event: str, data: object, ref: Ref = None) -> bytes:
-    """A server message as one text frame."""
-    reply: dict[str, object] = {"event": event, "data": data}
-    if ref is not None:
-        reply["ref"] = ref
-    return text_frame(payload.encode(reply))
+class _WebSocketFormat:
+    """Text frames, one JSON object each."""
+
+    transport = "websocket"
+
+    def event(self, event: JobEvent) -> bytes:
+        return text_frame(event.message)
+
+    def reply(self, event: str, data: object, ref: Ref = None) -> bytes:
+        reply: dict[str, object] = {"event": event, "data": data}
+        if ref is not None:
+            reply["ref"] = ref
+        return text_frame(payload.encode(reply))
 
 
-def encode_error(error: CommandError) -> bytes:
-    """The `error` reply to a message at fault."""
-    data = error_body(error.code, error.message)
-    data["temporary"] = error.code in TEMPORARY
-    return encode_reply("error", data, error.ref)
+class _EventStreamFormat:
+    """Server-Sent Events. Encoded JSON has no raw line break, so data is always one line."""
+
+    transport = "sse"
+
+    def event(self, event: JobEvent) -> bytes:
+        # Without an id the client keeps the one before: it may be told this event again, and misses none.
+        bears_id = _NOT_IN_A_HEADER.search(event.id) is None
+        id_line = b"id: %b\n" % event.id.encode() if bears_id else b""
+        return b"event: %b\ndata: %b\n%b\n" % (event.name.encode(), event.data, id_line)
+
+    def reply(self, event: str, data: object, ref: Ref = None) -> bytes:
+        # A page's EventSource has an event "error" of its own: the connection was lost.
+        name = b"relay-error" if event == "error" else event.encode()
+        back_ms = data.get("retryAfterMs") if type(data) is dict else None
+        retry = b"" if back_ms is None else retry_line(back_ms)
+        return b"%bevent: %b\ndata: %b\n\n" % (retry, name, payload.encode(data))
+
+
+WEBSOCKET: Final = _WebSocketFormat()
+EVENT_STREAM: Final = _EventStreamFormat()
+
+
+def retry_line(milliseconds: int) -> bytes:
+    """Tells an EventSource how long to wait before it comes back."""
+    return b"retry: %d\n" % milliseconds
+
+
+def error_data(error: CommandError) -> dict[str, object]:
+    """The data of the `error` that answers a message at fault."""
+    return {**error_body(error.code, error.message), "temporary": error.code in TEMPORARY}
 
 
 def error_body(code: ErrorCode, message: str) -> dict[str, object]:

@@ -110,12 +110,17 @@ class CelerySource:
         name, fields = _told(state, stored.get("result"))
         return Draft(
             name, identity.job_id, _queue(stored, amended), {**fields, **_extended(stored, ended=name in TERMINAL)},
-            id=f"c-{blake2b(message, digest_size=_EVENT_ID_BYTES).hexdigest()}",
+            id=event_id(message),
             # These two Celery writes by itself when a run of the task begins or another is to come.
             # A PROGRESS may also come late from a run that was ended from outside.
             runs=state in ("STARTED", "RETRY"),
             amended=tuple(amended),
         )  # fmt: skip
+
+
+def event_id(message: bytes) -> str:
+    """The event id that these bytes have, wherever they were read."""
+    return f"c-{blake2b(message, digest_size=_EVENT_ID_BYTES).hexdigest()}"
 
 
 def _told(state: str, result: Any) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ _COMPLETED_STATUSES: Final = frozenset(
     {"completed", "complete", "succeeded", "success", "finished", "done"}
 )
 _FAILED_STATUSES: Final = frozenset({"failed", "failure", "error", "cancelled"})
+_LEADING_EVENT_ID: Final = b'{"eventId":"'
 _JOB_ID: Final = ("jobId", "job_id")
 _QUEUE: Final = ("queueName", "queue_name", "queue")
 _RESULT: Final = ("result", "returnvalue")
@@ -83,7 +84,7 @@ class ChannelSource:
         amended: list[AmendedReason] = []
         job_id = _job_id(identity, fields, amended)
         queue = _queue(identity, fields, amended)
-        event_id = _event_id(fields, amended)
+        event_id = _leading_event_id(message, fields) or _event_id(fields, amended)
         name = _name(identity, fields, amended)
         runs = fields.get("status") in RUNNING_STATUSES if _is_text(fields, "status") else False
         _put_progress_right(fields)
@@ -142,6 +143,19 @@ def _queue(identity: Identity, fields: dict[str, Any], amended: list[AmendedReas
         amended.append(AmendedReason.QUEUE_NAME)
         return None
     return candidate
+
+
+def _leading_event_id(message: bytes, fields: dict[str, Any]) -> str | None:
+    """The id that the append script puts in front of a payload: the stream's own, whatever the payload
+    itself says further on."""
+    if not message.startswith(_LEADING_EVENT_ID):
+        return None
+    end = message.find(b'"', len(_LEADING_EVENT_ID))
+    event_id = message[len(_LEADING_EVENT_ID) : end].decode(errors="replace")
+    if "\\" in event_id or not is_event_id(event_id):
+        return None  # a publisher's own, to be read like any other field
+    fields.pop("eventId", None)
+    return event_id
 
 
 def _event_id(fields: dict[str, Any], amended: list[AmendedReason]) -> str | None:

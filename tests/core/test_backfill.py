@@ -29,7 +29,7 @@ class Owing:
         self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None, padding: int = 0
     ) -> JobEvent:
         relay = self.relay
-        relay.seq += 1
+        relay.router.next_seq()
         each = draft(name, job_id, queue, padding="x" * padding, status="active")
         told = relay.history.admit(each, relay.seq, float(relay.seq), 1000 * relay.seq)
         assert told is not None
@@ -179,7 +179,7 @@ def test_an_end_and_a_new_run_in_one_batch_are_both_given(owing: Owing) -> None:
 def test_how_a_job_ended_is_given_before_what_came_since(owing: Owing) -> None:
     owing.admit(FAILED)
     # Not a new run: without a running status the end stands.
-    owing.relay.seq += 1
+    owing.relay.router.next_seq()
     owing.relay.history.admit(draft("job-note"), 2, 2.0, 2000)
     owing.backfill.owe((None, "job"), position=1, snapshot=True)
 
@@ -250,8 +250,9 @@ names = st.lists(
 class OneClient(RuleBasedStateMachine):
     """One client and whatever may happen to it; what it was sent is compared with what was told.
 
-    `wanted` holds what was told of each job while a subscription matched it. Each progress says that the
-    job runs, so jobs end again and again. The `ref` of a request tells where its answer stands.
+    `wanted` holds the numbers, by name, of what was told of each job while a subscription matched it or
+    waited for Redis. Each progress says that the job runs, so jobs end again and again. The `ref` of a
+    request tells where its answer stands.
     """
 
     @initialize()
@@ -259,7 +260,10 @@ class OneClient(RuleBasedStateMachine):
         # So little room that a flush of one round leaves much behind.
         self.relay = Relay(high_water_bytes=300)
         self.client = Client(self.relay)
-        self.wanted: dict[Job, list[JobEvent]] = {}
+        self.wanted: dict[Job, list[tuple[str, int]]] = {}
+        self.number = 0
+        self.ended: set[Job] = set()  # whose newest event is an end
+        self.waiting: tuple[str | None, str] | None = None  # what a subscribe that waits asks for
         self.asked: Counter[int] = Counter()  # how often each event may be sent as a snapshot
         self.left: dict[int, set[Job]] = {}  # by ref: what is not watched any more
         self.ref = 0
@@ -268,11 +272,18 @@ class OneClient(RuleBasedStateMachine):
 
     @rule(queue=queues, job_id=jobs, batch=names)
     def publish(self, queue: str, job_id: str, batch: list[str]) -> None:
+        job = (queue, job_id)
         status = {PROGRESS: {"status": "active"}}
-        drafts = [draft(name, job_id, queue, **status.get(name, {})) for name in batch]
-        events = self.relay.publish_batch(drafts)
-        if self.is_watched((queue, job_id)):
-            self.wanted.setdefault((queue, job_id), []).extend(events)
+        drafts, told = [], []
+        for name in batch:
+            self.number += 1
+            drafts.append(draft(name, job_id, queue, n=self.number, **status.get(name, {})))
+            if name != COMPLETED or job not in self.ended:
+                told.append((name, self.number))
+            (self.ended.add if name == COMPLETED else self.ended.discard)(job)
+        self.relay.publish_batch(drafts)
+        if self.is_watched(job) or self.waiting in ((None, job_id), job):
+            self.wanted.setdefault(job, []).extend(told)
 
     @rule(queue=st.none() | queues, job_id=jobs, back=st.integers(min_value=0, max_value=6))
     def subscribe(self, queue: str | None, job_id: str, back: int) -> None:
@@ -299,7 +310,7 @@ class OneClient(RuleBasedStateMachine):
     @rule()
     def resolve(self) -> None:
         if self.client.lookup is not None:
-            self.client.lookup = None
+            self.client.lookup = self.waiting = None
             self.count_snapshots()
             self.client.resolve()
 
@@ -322,6 +333,8 @@ class OneClient(RuleBasedStateMachine):
         self.client.lookup = self.client.session.receive(
             orjson.dumps({"event": name, "data": data, "ref": self.ref}), 1.0
         )
+        if self.client.lookup is not None:
+            self.waiting = (data["queueName"], data["jobId"])
         left = {job for job in before if not self.is_watched(job)}
         self.left[self.ref] = left
         for job in left:
@@ -334,15 +347,16 @@ class OneClient(RuleBasedStateMachine):
 
     def count_snapshots(self) -> None:
         for queue, job_id in ALL_JOBS:
-            self.asked.update(one.seq for one in self.relay.history.snapshot(job_id, queue))
+            snapshot = self.relay.history.snapshot(job_id, queue)
+            self.asked.update(orjson.loads(one.data)["n"] for one in snapshot)
 
     def sent(self) -> dict[Job, list[int]]:
-        """The positions of what the client was sent of each job since it last began to watch it."""
+        """The numbers of what the client was sent of each job since it last began to watch it."""
         found: dict[Job, list[int]] = {}
         for message in self.client.seen:
             if "id" in message:
                 job = (message["data"]["queueName"], message["data"]["jobId"])
-                found.setdefault(job, []).append(int(message["id"].partition("-")[2]))
+                found.setdefault(job, []).append(message["data"]["n"])
             for job in self.left.get(message.get("ref", 0), ()):
                 found.pop(job, None)
         return found
@@ -360,13 +374,13 @@ class OneClient(RuleBasedStateMachine):
         sent = self.sent()
         assert not self.client.outbox.pending_bytes
         assert all(self.is_watched(job) for job in sent)
-        assert all(seqs == sorted(seqs) for seqs in sent.values())
+        assert all(numbers == sorted(numbers) for numbers in sent.values())
         for job, events in self.wanted.items():
-            newest_by_name = {one.name: one.seq for one in events}
-            ends = {one.seq for one in events if one.terminal}
+            newest_by_name = dict(events)
+            ends = {number for name, number in events if name == COMPLETED}
             assert {*newest_by_name.values(), *ends} <= set(sent.get(job, ())), job
-        times = Counter(seq for seqs in sent.values() for seq in seqs)
-        assert all(count <= 1 + self.asked[seq] for seq, count in times.items())
+        times = Counter(number for numbers in sent.values() for number in numbers)
+        assert all(count <= 1 + self.asked[number] for number, count in times.items())
 
 
 ALL_JOBS: list[Job] = [(queue, job_id) for queue in ("q1", "q2") for job_id in ("j1", "j2")]

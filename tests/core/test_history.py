@@ -57,6 +57,10 @@ class Kept:
         each = draft(name, job_id, queue, **fields)  # type: ignore[arg-type]
         return self.history.admit(each, self.seq, float(self.seq), 1000 * self.seq)
 
+    def ids(self) -> list[str]:
+        """The ids of the job's events that can be read, oldest first."""
+        return [event.id for event in self.history.events("job", None)]
+
     def seqs(self, job_id: str = "job", queue: str | None = None) -> list[int]:
         return [event.seq for event in self.history.events(job_id, queue)]
 
@@ -155,7 +159,7 @@ def test_agrees_with_a_model_of_its_bounds(
         held = kept.seqs(job_id, queue)
         assert held == sorted(expected)
         assert [event.seq for event in history.snapshot(job_id, queue)] == held[-1:]
-        assert history.updated_seq(job_id) >= held[-1]
+        assert history.is_current(job_id, queue)
 
 
 def test_size_stays_the_sum_when_raw_messages_are_understood() -> None:
@@ -410,3 +414,238 @@ def test_what_was_trimmed_behind_an_end_cannot_be_replayed_from_it() -> None:
     later = kept.history.after("job", None, end.id)
 
     assert later is None
+
+
+# Holding back
+
+
+def hold_and_keep(kept: Kept, *messages: bytes) -> None:
+    kept.history.hold("job")
+    for message in messages:
+        kept.keep(message)
+
+
+def release(kept: Kept) -> list[JobEvent]:
+    def next_seq() -> int:
+        kept.seq += 1
+        return kept.seq
+
+    return kept.history.release("job", next_seq)
+
+
+def test_what_is_held_back_is_not_told_until_it_is_released() -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    hold_and_keep(kept, raw(eventId="b"), raw(COMPLETED, eventId="c"))
+
+    held = kept.ids(), kept.history.snapshot("job", None)[-1].id
+    told = [event.id for event in release(kept)]
+
+    assert held == (["a"], "a")
+    assert told == ["b", "c"]
+    assert kept.ids() == ["a", "b", "c"]
+
+
+def test_what_was_known_before_the_hold_is_not_held_back() -> None:
+    kept = Kept()
+    kept.keep(raw(eventId="a"))
+
+    hold_and_keep(kept, raw(eventId="b"))
+
+    assert kept.ids() == ["a"]
+    assert [event.id for event in release(kept)] == ["b"]
+
+
+def test_only_the_last_of_several_holds_lets_go() -> None:
+    kept = Kept()
+    kept.history.hold("job")
+    hold_and_keep(kept, raw())
+
+    first, second = release(kept), release(kept)
+
+    assert (len(first), len(second)) == (0, 1)
+    assert kept.history.holding == {}
+
+
+def test_what_is_merged_during_a_hold_is_older_than_what_was_held_back() -> None:
+    kept = Kept()
+    hold_and_keep(kept, raw(eventId="c"))
+    kept.admit(id="a")
+    kept.admit(id="b")
+    release(kept)
+
+    events = kept.history.events("job", None)
+
+    assert [event.id for event in events] == ["a", "b", "c"]
+    assert [event.id for event in kept.history.after("job", None, "a") or ()] == ["b", "c"]
+
+
+def test_what_was_merged_and_held_back_too_is_told_once() -> None:
+    kept = Kept()
+    hold_and_keep(kept, raw(eventId="a"), raw(eventId="b"))
+    kept.admit(id="a")
+
+    assert [event.id for event in release(kept)] == ["b"]
+    assert kept.refused == [Refusal.DUPLICATE]
+
+
+def test_what_is_held_back_makes_no_room_for_what_is_merged() -> None:
+    kept = Kept(max_events=3)
+    hold_and_keep(kept, raw(COMPLETED, eventId="end"))
+    for number in range(10):
+        kept.admit(id=str(number))
+
+    assert [event.id for event in release(kept)] == ["end"]
+    assert kept.ids() == ["8", "9", "end"]
+
+
+def test_what_is_held_back_is_bounded() -> None:
+    kept = Kept(max_events=3)
+    kept.admit(id="known")
+    hold_and_keep(kept, *(raw(eventId=str(number)) for number in range(100)))
+
+    told = [event.id for event in release(kept)]
+
+    assert told == ["94", "95", "96", "97", "98", "99"]
+    assert kept.ids() == told[-3:]
+    assert kept.history.after("job", None, "known") is None
+
+
+def test_with_history_off_what_is_held_back_is_told_all_the_same() -> None:
+    kept = Kept(exposed=False)
+    hold_and_keep(kept, *(raw(eventId=str(number)) for number in range(5)))
+
+    assert [event.id for event in release(kept)] == ["0", "1", "2", "3", "4"]
+
+
+def test_size_stays_the_sum_while_messages_are_held_and_merged() -> None:
+    kept = Kept(max_events=3)
+    hold_and_keep(kept, *(raw(eventId=str(number)) for number in range(9)))
+    for number in range(9):
+        kept.admit(id=str(number))
+    release(kept)
+
+    sizes = [len(event.data) + ENTRY_OVERHEAD_BYTES for event in kept.history.events("job", None)]
+    assert kept.history.size_bytes == sum(sizes)
+
+
+def test_this_very_message_is_held_as_long_as_it_is_held_back() -> None:
+    kept = Kept()
+    hold_and_keep(kept, raw(n=1))
+
+    assert kept.history.holds("job", raw(n=1))
+    assert not kept.history.holds("job", raw(n=2))
+    assert not kept.history.holds("another", raw(n=1))
+    release(kept)
+    assert not kept.history.holds("job", raw(n=1))
+
+
+def test_job_that_is_held_is_not_current() -> None:
+    kept = Kept()
+    kept.admit()
+    hold_and_keep(kept)
+
+    held = kept.history.is_current("job", None)
+    release(kept)
+
+    assert not held
+    assert kept.history.is_current("job", None)
+
+
+def test_what_is_held_back_does_not_pass_for_what_was_read() -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    kept.history.mark_stale(kept.seq)
+    hold_and_keep(kept, raw(eventId="c"))
+
+    assert kept.history.after("job", None, "a") is None
+
+
+# What Redis may know better
+
+
+def test_a_message_that_is_skipped_leaves_the_job_to_be_read() -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    kept.admit(id="b")
+    kept.history.skip("job")
+
+    skipped = kept.history.is_current("job", None), kept.history.after("job", None, "a")
+    kept.seq += 1
+    kept.history.confirm("job", kept.seq)
+
+    assert skipped == (False, None)
+    assert kept.history.is_current("job", None)
+    assert [event.id for event in kept.history.after("job", None, "a") or ()] == ["b"]
+
+
+@pytest.mark.parametrize("away", ["skipped", "stale"])
+def test_an_event_that_follows_what_was_not_read_is_not_replayed_to(away: str) -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    if away == "skipped":
+        kept.history.skip("job")
+    else:
+        kept.history.mark_stale(kept.seq)
+    kept.admit(id="c")
+    kept.admit(id="d")
+
+    assert kept.history.after("job", None, "a") is None
+    assert [event.id for event in kept.history.after("job", None, "c") or ()] == ["d"]
+
+
+def test_what_was_read_after_a_skip_is_replayed_to() -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    kept.history.skip("job")
+    kept.history.confirm("job", kept.seq)
+    kept.admit(id="b")
+
+    assert [event.id for event in kept.history.after("job", None, "a") or ()] == ["b"]
+
+
+def test_after_does_not_reach_across_a_cut() -> None:
+    kept = Kept()
+    kept.admit(id="a")
+    kept.history.cut("job")
+    kept.admit(id="b")
+    kept.admit(id="c")
+
+    assert kept.history.after("job", None, "a") is None
+    assert [event.id for event in kept.history.after("job", None, "b") or ()] == ["c"]
+
+
+def test_a_job_is_current_only_where_it_is_in_each_of_its_queues() -> None:
+    kept = Kept()
+    kept.admit(id="a", queue="q1")
+    kept.admit(id="b", queue="q2")
+    kept.history.skip("job")
+    kept.admit(id="c", queue="q1")
+
+    assert kept.history.is_current("job", "q1")
+    assert not kept.history.is_current("job", "q2")
+    assert not kept.history.is_current("job", None)
+    assert kept.history.after("job", None, "b") is None
+
+
+def test_a_record_that_holds_nothing_does_not_make_a_job_stale() -> None:
+    kept = Kept()
+    hold_and_keep(kept, raw(eventId="a", queueName="q"), raw(eventId="b", queueName="q"))
+    release(kept)
+
+    assert kept.history.is_current("job", None)
+    assert [event.id for event in kept.history.after("job", None, "a") or ()] == ["b"]
+
+
+def test_a_job_is_known_by_the_ids_that_publishers_gave_in_any_of_its_queues() -> None:
+    kept = Kept()
+    kept.admit(id="a", queue="q1")
+    kept.admit(queue="q2")
+    made = kept.history.newest_id("job")
+
+    assert kept.history.knows("job", "a")
+    assert not kept.history.knows("job", "b")
+    assert not kept.history.knows("another", "a")
+    assert made == f"{EPOCH}-2"
+    assert not kept.history.knows("job", made)
+    assert kept.history.newest_id("another") is None

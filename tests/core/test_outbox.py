@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, JobEvent
 from relay.core.outbox import Outbox, Verdict
 from relay.core.stats import Stats
+from relay.core.wire import EVENT_STREAM
 from tests.fakes import burst, decode, event
 
 Step: TypeAlias = tuple[str, str, list[str], int]
@@ -234,3 +235,28 @@ def test_congestions_counts_beginnings_only() -> None:
         outbox.congested = congested
 
     assert outbox.congestions == 2
+
+
+def test_each_format_is_written_once_for_all_its_watchers() -> None:
+    one_batch = burst(event(seq=1), event(seq=2))
+    texts = [Outbox(1 << 20, Stats()) for _ in range(2)]
+    streams = [Outbox(1 << 20, Stats(), EVENT_STREAM) for _ in range(2)]
+
+    for outbox in (*texts, *streams):
+        outbox.offer(one_batch)
+    written = [outbox.take(1) for outbox in (*texts, *streams)]
+
+    assert written[0] is written[1]
+    assert written[2] is written[3]
+    assert [message["data"]["seq"] for message in decode(written[0])] == [1, 2]
+    assert written[2] == b"".join(EVENT_STREAM.event(one) for one in one_batch.events)
+
+
+def test_congested_stream_holds_frames_of_its_own_format() -> None:
+    outbox = Outbox(1 << 20, Stats(), EVENT_STREAM)
+    outbox.congested = True
+
+    outbox.offer(burst(event(seq=1)))
+    outbox.offer(burst(event(seq=2)))
+
+    assert outbox.take(1 << 20) == EVENT_STREAM.event(event(seq=2))

@@ -82,8 +82,8 @@ def test_another_status_does_not_wake_an_ended_job(record: Record, status: str) 
 def test_another_attempt_may_repeat_what_an_earlier_one_said(record: Record) -> None:
     outcomes = told(
         record,
-        draft(progress=10, id="a"), draft(status="retrying", id="r"),
-        draft(progress=10, id="a"), draft(status="retrying", id="r"), draft(progress=10, id="a"),
+        draft(progress=10, id="c-a"), draft(status="retrying", id="c-r"),
+        draft(progress=10, id="c-a"), draft(status="retrying", id="c-r"), draft(progress=10, id="c-a"),
     )  # fmt: skip
 
     assert outcomes == [PROGRESS] * 5
@@ -93,6 +93,14 @@ def test_a_copy_of_the_announcement_of_another_attempt_is_a_duplicate(record: Re
     retrying = draft(status="retrying", id="r")
 
     assert told(record, retrying, retrying) == [PROGRESS, "DUPLICATE"]
+
+
+def test_an_id_that_a_publisher_gave_is_given_once_whatever_attempt_it_is(record: Record) -> None:
+    events = [draft(progress=10, id="1-0"), draft(status="retrying", id="2-0"), draft(id="3-0")]
+
+    outcomes = told(record, *events, *events)
+
+    assert outcomes == [PROGRESS] * 3 + ["DUPLICATE"] * 3
 
 
 def test_an_id_that_the_job_has_is_a_duplicate(record: Record) -> None:
@@ -260,6 +268,19 @@ def test_trim_keeps_the_newest_and_the_end(record: Record) -> None:
     assert [event.id for event in record.events()] == ["e-2", "6", "7"]
 
 
+def test_trim_takes_what_is_settled_before_what_is_raw(record: Record) -> None:
+    record.keep((identity(), raw(), 1, 1000))
+    told(record, draft(), draft(COMPLETED), draft("job-note"))
+
+    record.trim(2)
+
+    assert names(record.events()) == [COMPLETED]
+    assert record.raw_count == 1
+    record.trim(1)
+    assert names(record.events()) == [COMPLETED]
+    assert record.raw_count == 0
+
+
 def test_an_id_is_known_as_long_as_its_event_is_held(record: Record) -> None:
     told(record, draft(id="a"), draft(id="b"))
 
@@ -277,3 +298,20 @@ def test_size_is_what_is_held(record: Record) -> None:
     record.trim(1)
 
     assert record.size_bytes == len(record.events()[0].data) + ENTRY_OVERHEAD_BYTES
+
+
+def test_a_message_is_held_until_it_is_understood(record: Record) -> None:
+    record.keep((identity(), b"m", 1, 1000))
+
+    before, between = record.holds(b"m"), record.holds(b"other")
+    record.take_raw()
+
+    assert (before, between, record.holds(b"m")) == (True, False, False)
+
+
+def test_a_cut_is_behind_the_newest_entry(record: Record) -> None:
+    told(record, draft(), draft())
+
+    record.cut()
+
+    assert record.trimmed_seq == 2

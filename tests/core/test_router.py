@@ -10,7 +10,7 @@ import pytest
 from relay.core.errors import AmendedReason, InvalidReason
 from relay.core.history import History
 from relay.core.outbox import Verdict
-from relay.core.router import OVERSIZE_FACTOR, Router
+from relay.core.router import OVERSIZE_FACTOR, Found, Router
 from relay.core.session import Session
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
@@ -58,9 +58,8 @@ class Bench(fakes.Relay):
         super().__init__(exposed=exposed, **limits)
         self.source = source(ChannelTemplate.parse(template))
         self.invalid: list[Reported] = []
-        self.overflowed: list[Session] = []
         self.on_overflow: Callable[[Session], None] = lambda _: None
-        self.routed: list[tuple[str, float | None]] = []
+        self.debugged: list[tuple[str, float | None]] = []
         self.router = Router(
             sources={self.source.pattern.encode(): self.source},
             index=self.index,
@@ -68,7 +67,7 @@ class Bench(fakes.Relay):
             max_payload_bytes=MAX_PAYLOAD_BYTES,
             on_invalid=self._on_invalid,
             on_overflow=self._on_overflow,
-            on_routed=lambda event, progress: self.routed.append((event.job_id, progress)),
+            on_routed=lambda event, progress: self.debugged.append((event.job_id, progress)),
         )
         self.history = self.router.history = self.hub.history = History(
             epoch=fakes.EPOCH,
@@ -81,6 +80,7 @@ class Bench(fakes.Relay):
             exposed=exposed,
         )
         self.hub.position = lambda: self.router.seq
+        self.hub.hold, self.hub.release = self.router.hold, self.router.release
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None
@@ -103,6 +103,12 @@ class Bench(fakes.Relay):
             for channel, payload in messages
         ]
         return self.router.receive(batch, NOW, NOW_MS).count
+
+    def found(self, payload: bytes | Message) -> Found:
+        """A message of the job `job`, read from Redis."""
+        identity = self.source.identify(b"jobs:q:job")
+        assert identity is not None
+        return Found(identity, as_bytes(payload), None, NOW_MS)
 
     def watcher(self, job_id: str = "job", queue: str | None = None) -> Client:
         """A client subscribed to a job, which has read the answer."""
@@ -348,7 +354,7 @@ def test_all_watchers_of_an_event_are_offered_one_and_the_same_encoding(
     offered: list[bytes] = []
 
     def offer(self: Session, burst: Any) -> Verdict:
-        offered.append(burst.joined)
+        offered.append(burst.joined(self.outbox.format))
         return Verdict.PASSED
 
     monkeypatch.setattr(Session, "offer", offer)
@@ -379,7 +385,7 @@ def test_batch_tells_how_many_watched_events_it_held_and_when_they_were_sent() -
     routed = bench.router.receive(batch, NOW, NOW_MS)
 
     assert (routed.count, routed.ts_ms) == (2, [99_000, 99_002])
-    assert bench.routed == [("job", 1), ("job", 1)]
+    assert bench.debugged == [("job", 1), ("job", 1)]
 
 
 def test_full_outboxes_are_reported_once_all_of_the_batch_is_offered() -> None:
@@ -404,26 +410,29 @@ def test_full_outboxes_are_reported_once_all_of_the_batch_is_offered() -> None:
 # --- what was read from Redis ----------------------------------------------------------------------
 
 
-def test_merged_message_is_told_to_watchers_as_if_it_had_just_been_published() -> None:
+def test_what_was_read_from_redis_is_told_before_what_was_held_back_for_it() -> None:
     bench = Bench()
     client = bench.watcher()
-    identity = bench.source.identify(b"jobs:q:job")
-    assert identity is not None
 
-    bench.router.merge(identity, as_bytes(progress(70)), NOW, NOW_MS)
+    bench.router.hold(["job"])
     bench.receive(progress(80))
+    held = told(client)
+    bench.router.merge([bench.found(progress(70))], NOW)
+    bench.router.release(["job"])
+    bench.receive(progress(90))
 
-    assert told(client) == [70, 80]
+    assert held == []
+    assert told(client) == [70, 80, 90]
 
 
 @pytest.mark.parametrize("payload", [b"not JSON", b"x" * (MAX_PAYLOAD_BYTES * OVERSIZE_FACTOR + 1)])
-def test_merged_message_that_is_invalid_is_counted_and_told_to_nobody(payload: bytes) -> None:
+def test_invalid_message_that_was_read_is_counted_and_told_to_nobody(payload: bytes) -> None:
     bench = Bench()
     client = bench.watcher()
-    identity = bench.source.identify(b"jobs:q:job")
-    assert identity is not None
 
-    bench.router.merge(identity, payload, NOW, NOW_MS)
+    bench.router.hold(["job"])
+    bench.router.merge([bench.found(payload)], NOW)
+    bench.router.release(["job"])
 
     assert client.flush() == []
     assert bench.stats.invalid.total() == 1

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import orjson
 import pytest
 
 from relay.core.closing import CloseReason
 from relay.core.errors import SessionError
 from relay.core.event import COMPLETED, FAILED, PROGRESS
 from relay.core.outbox import Verdict
+from relay.core.wire import JobsCommand, QueueCommand
 from tests.fakes import Client, Message, Relay, burst, draft, event, job_events
 
 
@@ -640,7 +640,7 @@ def test_a_subscribe_that_needs_redis_is_answered_when_it_was_read(
     assert subscribe(client) == []
     assert client.lookup is not None
     assert client.lookup.job_ids == ["job"]
-    relay.publish(COMPLETED)  # what the lookup found
+    relay.find(COMPLETED)
     assert client.flush() == []
 
     answer, *events = client.resolve()
@@ -669,7 +669,42 @@ def test_live_events_of_all_jobs_of_a_batch_wait_and_come_once(
     answer, *events = client.resolve()
 
     assert answer["event"] == "subscribed"
-    assert sorted(job_events(events)) == ["e-1", "e-2", "e-3"]
+    assert sorted(event["data"]["jobId"] for event in events) == ["a", "b", "b"]
+
+
+def test_what_was_read_comes_before_what_came_meanwhile(relay: Relay, client: Client) -> None:
+    relay.looked_up = {"job"}
+    subscribe(client, since="s-1")
+    relay.publish(progress=30, id="s-3")
+    relay.publish(progress=40, id="s-4")
+    for number in (1, 2, 3):
+        relay.find(progress=10 * number, stored_id=f"s-{number}")
+
+    answer, *events = client.resolve()
+
+    assert answer["data"]["jobs"] == {"job": stands(known=True, recovered=True, replayed=2)}
+    assert job_events(events) == ["s-2", "s-3", "s-4"]
+
+
+def test_a_snapshot_after_a_wait_is_the_newest_that_was_read(relay: Relay, client: Client) -> None:
+    relay.looked_up = {"job"}
+    subscribe(client)
+    for number in (1, 2, 3):
+        relay.find(progress=10 * number, stored_id=f"s-{number}")
+
+    assert job_events(client.resolve()) == ["s-3"]
+
+
+def test_a_state_that_was_read_and_came_too_is_told_in_its_place(
+    relay: Relay, client: Client
+) -> None:
+    relay.looked_up = {"job"}
+    subscribe(client)
+    relay.publish(progress=10, id="c-1")
+    relay.publish(progress=20, id="c-2")
+    relay.find(progress=20, id="c-2")
+
+    assert job_events(client.resolve()) == ["c-1", "c-2"]
 
 
 def test_a_job_that_the_queue_brings_comes_once_when_its_lookup_is_done(
@@ -683,84 +718,46 @@ def test_a_job_that_the_queue_brings_comes_once_when_its_lookup_is_done(
 
     client.resolve()
 
-    assert job_events(client.seen) == ["e-1"]
+    assert len(job_events(client.seen)) == 1
 
 
-def test_other_queues_of_the_job_do_not_wait(relay: Relay, client: Client) -> None:
-    subscribe(client)
+def test_whoever_watches_already_is_told_what_a_lookup_finds(relay: Relay) -> None:
+    early, late = Client(relay), Client(relay)
+    subscribe(early)
     relay.looked_up = {"job"}
-    subscribe(client, queueName="q1")
-    relay.publish(queue="q2")
-    relay.publish(queue="q1")
+    subscribe(late)
+    relay.find(COMPLETED)
+    late.resolve()
 
-    assert job_events(client.flush()) == ["e-1"]
-    assert job_events(client.resolve()) == ["e-2"]
+    assert job_events(early.flush()) == job_events(late.seen) == ["e-1"]
+
+
+def test_what_comes_while_two_wait_is_told_when_both_were_answered(relay: Relay) -> None:
+    one, other = Client(relay), Client(relay)
+    relay.looked_up = {"job"}
+    subscribe(one)
+    subscribe(other)
+    relay.publish(COMPLETED)
+
+    assert job_events(one.resolve()) == []
+    other.resolve()
+
+    assert len(job_events(one.flush())) == len(job_events(other.seen)) == 1
 
 
 def test_a_job_watched_before_misses_nothing_while_it_is_looked_up_again(
     relay: Relay, client: Client
 ) -> None:
     subscribe(client)
-    relay.publish()
+    relay.publish(progress=1)
     relay.looked_up = {"job"}
     client.send("subscribe-to-job", {"jobId": "job", "since": "e-1"})
-    for name in (COMPLETED, "job-archived", "job-archived"):
+    for name in (COMPLETED, "job-archived", "job-moved"):
         relay.publish(name)
     client.resolve()
 
-    assert job_events(client.seen) == ["e-1", "e-2", "e-3", "e-4"]
-
-
-def test_a_job_watched_before_brings_nothing_older_when_it_was_looked_up(
-    relay: Relay, client: Client
-) -> None:
-    subscribe(client)
-    relay.looked_up = {"job"}
-    subscribe(client)
-    relay.publish()
-    relay.publish()
-
-    assert job_events(client.flush()) == ["e-1", "e-2"]
-    assert job_events(client.resolve()) == ["e-2"]
-
-
-def test_recovery_after_a_wait_covers_what_the_queue_did_not_bring_meanwhile(
-    relay: Relay, client: Client
-) -> None:
-    relay.publish(queue="q")
-    client.send("subscribe-to-queue", {"queueName": "q"})
-    relay.looked_up = {"job"}
-    subscribe(client, since="e-1")
-    relay.publish(queue="q")
-
-    answer, *events = client.resolve()
-
-    assert answer["data"]["jobs"] == {"job": stands(known=True, recovered=True, replayed=1)}
-    assert job_events(events) == ["e-2"]
-
-
-def test_an_end_before_the_wait_is_told_with_what_came_meanwhile(
-    relay: Relay, client: Client
-) -> None:
-    relay.publish(COMPLETED)
-    relay.looked_up = {"job"}
-    subscribe(client)
-    relay.publish("job-archived")
-
-    assert job_events(client.resolve()) == ["e-1", "e-2"]
-
-
-def test_recovery_after_a_wait_covers_what_came_meanwhile(relay: Relay, client: Client) -> None:
-    relay.publish()
-    relay.publish()
-    relay.looked_up = {"job"}
-    subscribe(client, since="e-1")
-    relay.publish()
-
-    answer, *events = client.resolve()
-
-    assert answer["data"]["jobs"] == {"job": stands(known=True, recovered=True, replayed=2)}
-    assert job_events(events) == ["e-2", "e-3"]
+    names = [message["event"] for message in client.seen if "id" in message]
+    assert names == [PROGRESS, COMPLETED, "job-archived", "job-moved"]
 
 
 def test_with_history_off_what_came_while_waiting_is_told() -> None:
@@ -773,31 +770,32 @@ def test_with_history_off_what_came_while_waiting_is_told() -> None:
     answer, *events = client.resolve()
 
     assert answer["data"]["jobs"] == {"job": stands(known=False)}
-    assert job_events(events) == ["e-1"]
+    assert len(job_events(events)) == 1
 
 
-def test_a_session_that_ended_while_waiting_is_not_answered(relay: Relay, client: Client) -> None:
+def test_with_history_off_what_a_lookup_found_is_told() -> None:
+    relay = Relay(exposed=False)
+    client = Client(relay)
     relay.looked_up = {"job"}
     subscribe(client)
+    relay.find(COMPLETED)
+
+    assert job_events(client.resolve()) == ["e-1"]
+
+
+def test_a_session_that_ended_while_waiting_is_not_answered_and_holds_nothing_back(
+    relay: Relay, client: Client
+) -> None:
+    other = Client(relay)
+    subscribe(other)
+    relay.looked_up = {"job"}
+    subscribe(client)
+    relay.publish()
 
     client.session.end()
 
     assert client.resolve() == []
-
-
-def test_what_is_owed_before_a_wait_is_not_owed_again_after_it(
-    relay: Relay, client: Client
-) -> None:
-    relay.publish(queue="q")
-    queue = {"event": "subscribe-to-queue", "data": {"queueName": "q", "snapshot": True}}
-    client.session.receive(orjson.dumps(queue), 1.0)
-    relay.looked_up = {"job"}
-    client.session.receive(b'{"event":"subscribe-to-job","data":{"jobId":"job"}}', 1.0)
-    relay.publish(queue="q")
-    client.flush()
-    client.resolve()
-
-    assert job_events(client.seen) == ["e-1", "e-2"]
+    assert len(job_events(other.flush())) == 1
 
 
 # What is owed
@@ -906,3 +904,49 @@ def test_what_is_owed_to_a_congested_client_stays_in_history() -> None:
     assert client.outbox.pending_bytes < 5000  # the answer alone
     assert len(job_events(client.relieve())) == 50
     assert relay.stats.deliveries == {PROGRESS: 50}
+
+
+# Asked for by other means than a message
+
+
+def obeyed(client: Client, *job_ids: str, since: str) -> dict[str, Any]:
+    """What the answer says of each job to a subscribe whose `since` belongs to one of them."""
+    asked = JobsCommand(True, True, list(job_ids), None, {}, None, dict.fromkeys(job_ids, since))
+    asked.since_of_one = True
+    client.session.obey(asked)
+    jobs: dict[str, Any] = client.flush()[0]["data"]["jobs"]
+    return jobs
+
+
+def test_a_since_of_one_job_is_that_of_the_job_that_bears_it(relay: Relay, client: Client) -> None:
+    relay.publish(job_id="a", id="1")
+    relay.publish(job_id="a", id="2")
+    relay.publish(job_id="b", id="3")
+
+    answered = obeyed(client, "a", "b", since="1")
+
+    assert answered["a"] == stands(known=True, recovered=True, replayed=1)
+    assert answered["b"] == stands(known=True)
+
+
+def test_a_since_that_two_jobs_bear_is_that_of_neither(relay: Relay, client: Client) -> None:
+    relay.publish(job_id="a", id="1")
+    relay.publish(COMPLETED, "b", id="1")
+
+    answered = obeyed(client, "a", "b", since="1")
+
+    assert answered == {"a": stands(known=True), "b": stands(known=True)}
+    assert len(job_events(client.seen)) == 2
+
+
+def test_what_is_obeyed_costs_nothing_of_the_rate_and_may_be_refused() -> None:
+    relay = Relay(max_subscriptions=1, messages_burst=1)
+    client = Client(relay)
+    for queue in ("a", "b"):
+        client.session.obey(QueueCommand(True, queue, False, {}, None))
+
+    answers = client.flush()
+
+    assert [answer["event"] for answer in answers] == ["subscribed", "error"]
+    assert answers[1]["data"]["code"] == "too-many-subscriptions"
+    assert client.send("ping")[0]["event"] == "pong"

@@ -1,25 +1,28 @@
 """Each command of the client protocol is understood, each fault answered with its code."""
 
 import json
+import re
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.core import payload
 from relay.core.errors import CommandError, ErrorCode
-from relay.core.event import text_frame
+from relay.core.event import JobEvent, is_event_id, text_frame
 from relay.core.wire import (
+    EVENT_STREAM,
+    WEBSOCKET,
     AuthenticateCommand,
     Command,
     JobsCommand,
     PingCommand,
     QueueCommand,
     command_name,
-    encode_error,
-    encode_reply,
     error_body,
+    error_data,
     parse_command,
     parse_json,
 )
@@ -162,7 +165,7 @@ def test_deepest_message_that_is_understood_fits_into_its_answer() -> None:
     asked = parse(b'{"event":"ping","data":' + b"[" * 253 + b"]" * 253 + b"}")
 
     assert isinstance(asked, PingCommand)
-    assert body(encode_reply("pong", asked.data))["data"] == asked.data
+    assert body(WEBSOCKET.reply("pong", asked.data))["data"] == asked.data
 
 
 def test_message_with_many_brackets_is_not_mistaken_for_a_deep_one() -> None:
@@ -305,10 +308,10 @@ def test_any_data_makes_a_command_whose_answer_can_be_written_or_is_refused(
     except CommandError as error:
         parsed = error
     if isinstance(parsed, CommandError):
-        assert body(encode_error(parsed))["data"]["code"] == parsed.code
+        assert error_data(parsed)["code"] == parsed.code
         return
     echo = getattr(parsed, "echo", None)
-    assert body(encode_reply("answer", echo)) == {"event": "answer", "data": echo}
+    assert body(WEBSOCKET.reply("answer", echo)) == {"event": "answer", "data": echo}
 
 
 # --- replies ---------------------------------------------------------------------------------------
@@ -328,25 +331,27 @@ def test_what_a_client_asks_for_is_what_the_command_says(
 
 @given(TEXTS, VALUES, st.none() | st.integers(-(2**53), 2**53) | TEXTS)
 def test_reply_can_be_read_back(event: str, data: object, ref: str | float | None) -> None:
-    reply = body(encode_reply(event, data, ref))
+    reply = body(WEBSOCKET.reply(event, data, ref))
 
     assert (reply["event"], reply["data"], reply.get("ref")) == (event, data, ref)
 
 
 def test_reply_bears_a_ref_only_where_there_was_one() -> None:
-    assert "ref" not in body(encode_reply("pong", None))
-    assert body(encode_reply("pong", None, 0))["ref"] == 0
-    assert body(encode_reply("pong", None, ""))["ref"] == ""
+    assert "ref" not in body(WEBSOCKET.reply("pong", None))
+    assert body(WEBSOCKET.reply("pong", None, 0))["ref"] == 0
+    assert body(WEBSOCKET.reply("pong", None, ""))["ref"] == ""
 
 
 @pytest.mark.parametrize("size", [0, 95, 96, 97, 98, 65505, 65506, 65507, 65508, 70000])
 def test_reply_of_any_size_is_one_text_frame(size: int) -> None:
-    assert body(encode_reply("pong", "x" * size)) == {"event": "pong", "data": "x" * size}
+    assert body(WEBSOCKET.reply("pong", "x" * size)) == {"event": "pong", "data": "x" * size}
 
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_error_reply_says_code_message_and_whether_to_try_again(code: ErrorCode) -> None:
-    reply = body(encode_error(CommandError(code, "do this", "r")))
+    error = CommandError(code, "do this", "r")
+
+    reply = body(WEBSOCKET.reply("error", error_data(error), error.ref))
 
     temporary = code in (ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE)
     data = {"code": code.value, "message": "do this", "temporary": temporary}
@@ -362,3 +367,65 @@ def test_codes_are_those_of_the_protocol() -> None:
         "bad-request", "unknown-event", "invalid-job-id", "invalid-queue-name", "forbidden",
         "too-many-subscriptions", "rate-limited", "unauthorized", "unavailable",
     }  # fmt: skip
+
+
+# --- event streams ---------------------------------------------------------------------------------
+
+
+def job_event(event_id: str = "e-1", data: bytes = b'{"jobId":"job"}') -> JobEvent:
+    return JobEvent("job-progress", "job", None, event_id, 1, 1000, data)
+
+
+def fields(block: bytes) -> list[tuple[str, str]]:
+    """Names and values as an EventSource reads them, in order; WHATWG HTML §9.2.6."""
+    text = block.decode()
+    assert text.endswith("\n\n")
+    assert "\n\n" not in text[:-1]
+    pairs = [line.partition(":") for line in re.split(r"\r\n|\n|\r", text[:-2])]
+    return [(name, value.removeprefix(" ")) for name, _, value in pairs]
+
+
+def test_stream_event_bears_name_data_and_id() -> None:
+    assert EVENT_STREAM.event(job_event()) == (
+        b'event: job-progress\ndata: {"jobId":"job"}\nid: e-1\n\n'
+    )
+
+
+@given(st.text(min_size=1, max_size=64).filter(is_event_id), VALUES)
+@example("a\nb", {})
+@example("a\r", {})
+@example("\x00", {})
+@example("\x7f", {})
+@example(" \u2028", {"text": "\u2028\r\n\n"})
+def test_stream_event_is_one_event_whatever_its_id_and_data_hold(
+    event_id: str, data: object
+) -> None:
+    encoded = payload.encode({"jobId": "job", "data": data})
+
+    name, told, *ids = fields(EVENT_STREAM.event(job_event(event_id, encoded)))
+
+    assert name == ("event", "job-progress")
+    assert told == ("data", encoded.decode())
+    assert ids in ([("id", event_id)], [])
+    assert bool(ids) is not bool(re.search(r"[\x00-\x1f\x7f]", event_id))
+
+
+def test_stream_reply_has_no_id() -> None:
+    assert fields(EVENT_STREAM.reply("subscribed", {"jobId": "a\nb"})) == [
+        ("event", "subscribed"),
+        ("data", '{"jobId":"a\\nb"}'),
+    ]
+
+
+def test_stream_error_is_not_taken_for_a_lost_connection() -> None:
+    error = CommandError(ErrorCode.FORBIDDEN, "no")
+
+    name, _ = fields(EVENT_STREAM.reply("error", error_data(error), 7))
+
+    assert name == ("event", "relay-error")
+
+
+def test_stream_that_drains_tells_an_event_source_when_to_come_back() -> None:
+    retry, *_ = fields(EVENT_STREAM.reply("relay-status", {"retryAfterMs": 1500}))
+
+    assert retry == ("retry", "1500")

@@ -624,3 +624,14 @@ def test_any_channel_is_identified_or_not_or_refused(channel: bytes) -> None:
     except DecodeError:
         return
     assert identity is None or (is_name(identity.job_id or "") and is_name(identity.queue or ""))
+
+
+def test_an_id_in_front_is_the_events_whatever_the_payload_says_further_on() -> None:
+    source = ChannelSource(ChannelTemplate.parse("jobs:{jobId}"))
+    identity = source.identify(b"jobs:a")
+    assert identity is not None
+
+    draft = source.parse(identity, b'{"eventId":"7-0","progress":1,"eventId":"mine"}')
+
+    assert draft.id == "7-0"
+    assert "eventId" not in draft.fields
