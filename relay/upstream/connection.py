@@ -1,102 +1,114 @@
-"""Opens, authenticates and secures connections to Redis, with redis-py, from the `[redis]` settings.
+"""The ways to Redis that `redis.url` can name: one server, a service behind sentinels, a cluster.
 
-Whoever reads a subscription takes the transport over from redis-py (`Link`); everything else uses a client.
+Each is a `Topology`: it opens the one link that a subscription reads, tells when that link should be
+left although it still stands, and makes clients for commands. One topology keeps what it has learned
+of the nodes from one link to the next, so it is made once.
 """
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol, TypeAlias
 
 import redis.asyncio
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from relay.core.errors import UpstreamError
+from relay.upstream.cluster import ClusterTopology
+from relay.upstream.link import Link, RedisSettings, options, take
+from relay.upstream.sentinel import SentinelTopology
+
+__all__ = [
+    "Client",
+    "Link",
+    "RedisSettings",
+    "Topology",
+    "make_client",
+    "make_topology",
+    "open_link",
+]
+
+# Both take single commands and pipelines of them; in a cluster each finds its key's node.
+Client: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisSettings:
-    """How to reach Redis. Credentials stand in `url` or in `username` and `password`, not in both."""
+class Topology(Protocol):
+    """How Redis is laid out, and so which of its nodes to talk to."""
 
-    url: str
-    username: str
-    password: str
-    tls_ca_file: str
-    connect_timeout_seconds: float
+    async def open_link(self) -> Link:
+        """Connect to a node that serves, with nothing left to read.
 
+        Raises:
+            UpstreamError: there is none, or it refuses us; says what to do.
+        """
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A connection whose handshake is done. It must be kept: redis-py closes what it loses."""
+    async def left(self, link: Link, /) -> str:
+        """Return, with the reason, once the link that was opened last should be left.
 
-    transport: asyncio.Transport
-    connection: AbstractConnection
+        Whether it still stands is for its reader to find out. Never returns where there is nowhere
+        else to go. Safe to cancel.
+        """
 
-    async def close(self) -> None:
-        """Cut it off. Idempotent."""
-        self.transport.abort()
-        await self.connection.disconnect(nowait=True)
+    async def rest(self, seconds: float) -> None:
+        """Wait before the next attempt to open a link; ends early if that has become worth it."""
 
-
-def _options(settings: RedisSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_connect_timeout": settings.connect_timeout_seconds,
-        # Trying again is the business of whoever asked: it knows how often, and says so.
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if settings.username:
-        options["username"] = settings.username
-    if settings.password:
-        options["password"] = settings.password
-    if settings.tls_ca_file and settings.url.startswith("rediss://"):
-        options["ssl_ca_certs"] = settings.tls_ca_file
-    return options
+    def make_client(self, timeout_seconds: float) -> Client:
+        """A client for commands; each is given up after `timeout_seconds`."""
 
 
-def make_client(settings: RedisSettings, timeout_seconds: float) -> redis.asyncio.Redis:
-    """A client for commands; each is given up after `timeout_seconds`."""
-    return redis.asyncio.Redis.from_url(
-        settings.url, **_options(settings), socket_timeout=timeout_seconds
-    )
+class SingleServer:
+    """`redis://`, `rediss://` and `unix://`."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._settings = settings
+
+    async def open_link(self) -> Link:
+        """See `Topology.open_link`."""
+        settings = self._settings
+        try:
+            pool = ConnectionPool.from_url(settings.url, **options(settings))
+            connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
+        except (RedisError, ValueError) as error:
+            raise UpstreamError(str(error)) from error
+        link, _ = await take(connection, settings.connect_timeout_seconds)
+        return link
+
+    async def left(self, _: Link) -> str:
+        """Never: there is no other."""
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def rest(self, seconds: float) -> None:
+        """See `Topology.rest`."""
+        await asyncio.sleep(seconds)
+
+    def make_client(self, timeout_seconds: float) -> redis.asyncio.Redis:
+        """See `Topology.make_client`."""
+        settings = self._settings
+        return redis.asyncio.Redis.from_url(
+            settings.url, **options(settings), socket_timeout=timeout_seconds
+        )
+
+
+def make_topology(settings: RedisSettings) -> Topology:
+    """The layout that `settings.url` names; connects to nothing yet.
+
+    Raises:
+        ValueError: a URL of several hosts is at fault.
+    """
+    scheme = settings.url.partition("://")[0]
+    if scheme == "redis+sentinel":
+        return SentinelTopology(settings)
+    if scheme == "redis+cluster":
+        return ClusterTopology(settings)
+    return SingleServer(settings)
+
+
+def make_client(settings: RedisSettings, timeout_seconds: float) -> Client:
+    """A client for commands; each is given up after `timeout_seconds`. Made in a running loop."""
+    return make_topology(settings).make_client(timeout_seconds)
 
 
 async def open_link(settings: RedisSettings) -> Link:
-    """Connect, and hand out the transport with nothing left to read on it.
-
-    Raises:
-        UpstreamError: Redis cannot be reached, or refuses us.
-    """
-    try:
-        pool = ConnectionPool.from_url(settings.url, **_options(settings))
-        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
-    except (RedisError, ValueError) as error:
-        raise UpstreamError(str(error)) from error
-    try:
-        async with asyncio.timeout(settings.connect_timeout_seconds):
-            await connection.connect()  # type: ignore[no-untyped-call]
-            # redis-py swallows a cancellation that meets it in its handshake, ours and the timeout's.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
-    except BaseException as error:
-        # Also where we are cancelled: a connection half made would stay open.
-        await connection.disconnect(nowait=True)
-        if isinstance(error, TimeoutError | RedisTimeoutError):
-            raise UpstreamError(
-                f"no answer within {settings.connect_timeout_seconds:g} s: is redis.url right?"
-            ) from None
-        if isinstance(error, AuthenticationError):
-            raise UpstreamError(
-                f"Redis refuses: {error} See redis.username and redis.password"
-            ) from error
-        if isinstance(error, OSError | RedisError):
-            raise UpstreamError(str(error) or type(error).__name__) from error
-        raise
-    # redis-py has no public way to hand over its transport; the writer has been there since 4.2.
-    writer = connection._writer
-    assert writer is not None
-    return Link(cast("asyncio.Transport", writer.transport), connection)
+    """One link, for whoever needs no second; see `Topology.open_link`."""
+    return await make_topology(settings).open_link()

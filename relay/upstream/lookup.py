@@ -2,10 +2,11 @@
 
 One task reads, a bounded number of keys at a time, whatever the number of those who ask; many requests
 for one job cost one read. A request is answered once, within `timeout_seconds`, whatever happens to
-Redis. Nothing read is handed out here: it goes to `on_found`, which merges it into the job's history,
-and `done` only says that there is no more to wait for.
+Redis. Nothing read is handed out here: it goes to `on_read`, which merges it into the job's history,
+and `done` only says that there is no more to wait for. A job is held from when it is first asked for
+until its read is over: what comes of it live meanwhile is told behind what was read.
 
-Knows no session, no dialect and no history: keys, positions and merging are callables. Redis: GET.
+Knows no session, no dialect and no history: keys, holding and merging are callables. Redis: GET, XREVRANGE.
 """
 
 import asyncio
@@ -13,9 +14,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
-import redis.asyncio
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
@@ -28,30 +28,15 @@ MAX_NEGATIVE: Final = 16_384  # jobs remembered as not found
 MAX_WAITING_JOBS: Final = 16_384  # jobs asked for and not read yet
 # Redis loads its data before it answers GET, but confirms a subscription at once.
 RETRY_SECONDS: Final = 1.0
+# How long a refresh may hold a job's live events back; then it is given up, and said to be.
+REFRESH_SECONDS: Final = 10.0
 LOG_INTERVAL_SECONDS: Final = 10.0
 
-Read = Callable[[list[bytes]], Awaitable[list[bytes | None]]]
+# What a key holds, None where there is none; what it is, is known to who reads and who merges.
+Value = Any
+Read = Callable[[list[bytes]], Awaitable[list[Value]]]
 
 log = structlog.stdlib.get_logger()
-
-
-async def read_keys(client: redis.asyncio.Redis, keys: list[bytes]) -> list[bytes | None]:
-    """The values of `keys`, None where there is none, in one round trip.
-
-    GETs in a pipeline: an MGET would need one more right in an ACL. A key that holds no string counts
-    as not there, so that it spoils no other's answer.
-
-    Raises:
-        RedisError: Redis is away, slow, or refuses every key.
-    """
-    pipeline = client.pipeline(transaction=False)
-    for key in keys:
-        pipeline.execute_command("GET", key)
-    answers = await pipeline.execute(raise_on_error=False)
-    refusals = [answer for answer in answers if isinstance(answer, Exception)]
-    if refusals and len(refusals) == len(keys):
-        raise refusals[0]
-    return [answer if isinstance(answer, bytes) else None for answer in answers]
 
 
 class _Waiter:
@@ -74,15 +59,16 @@ class _Waiter:
 
 
 class _Job:
-    """A job to be read. `refresh`: it must be read after now; `issued`: its read is under way."""
+    """A job to be read. `refresh`: it must be read after now; `issued`: its read is under way;
+    `give_up_at`: until when the refresh is worth waiting for."""
 
-    __slots__ = ("issued", "job_id", "keys", "position", "refresh", "waiters")
+    __slots__ = ("give_up_at", "issued", "job_id", "keys", "refresh", "waiters")
 
     def __init__(self, job_id: str, keys: list[tuple[Identity, bytes]]) -> None:
         self.job_id = job_id
         self.keys = keys
         self.waiters: list[_Waiter] = []
-        self.position = 0  # the job's newest message when the read was issued
+        self.give_up_at = float("inf")
         self.refresh = False
         self.issued = False
 
@@ -94,8 +80,9 @@ class Lookups:
         read: the values of the keys given, at most `MAX_IN_FLIGHT` of them (more only where one job
             has more); may raise what Redis clients raise.
         keys_of: where a job may be stored, and as whose message each value is to be understood.
-        position_of: the position of the newest message received of a job, 0 where there is none.
-        on_found: given each value that was found and is not older than what came meanwhile.
+        on_read: given a job and what was found of it, which may be nothing; None where that could not
+            be read. Called while the job is held.
+        hold: called once a job before it is read. release: once after that.
         is_connected: whether Redis is believed to be there.
         clock: monotonic seconds. timeout_seconds: until a request is answered.
     """
@@ -105,16 +92,18 @@ class Lookups:
         *,
         read: Read,
         keys_of: Callable[[str], list[tuple[Identity, bytes]]],
-        position_of: Callable[[str], int],
-        on_found: Callable[[Identity, bytes], None],
+        on_read: Callable[[str, list[tuple[Identity, Value]] | None], None],
+        hold: Callable[[list[str]], None],
+        release: Callable[[list[str]], None],
         is_connected: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._read = read
         self._keys_of = keys_of
-        self._position_of = position_of
-        self._on_found = on_found
+        self._on_read = on_read
+        self._hold = hold
+        self._release = release
         self._is_connected = is_connected
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -123,6 +112,8 @@ class Lookups:
         self._asked: deque[_Job] = deque()
         self._refreshing: deque[_Job] = deque()
         self._negative: dict[str, float] = {}  # job id -> when it may be read again, oldest first
+        self._unrefreshed: set[str] = set()  # jobs that the refresh has not yet read or given up
+        self._on_refreshed: Callable[[], None] | None = None
         self._wake = asyncio.Event()
         self._closed = False
         self._logged_at = float("-inf")
@@ -149,23 +140,30 @@ class Lookups:
         else:
             waiter.answer()
 
-    def refresh(self, job_ids: Iterable[str]) -> None:
+    def refresh(self, job_ids: Iterable[str], done: Callable[[], None]) -> None:
         """Read the jobs again, whatever is known of them; due after every reconnect.
 
-        Nobody waits for it. While Redis is there and gives no answer, it is tried again. Call it with
-        no job where none is watched: what was not there before the reconnect may be there now.
+        While Redis is there and gives no answer, it is tried again, for `REFRESH_SECONDS`. `done` is
+        called when each of them was read or given up; a later refresh takes its place. Call it with no
+        job where none is watched: what was not there before the reconnect may be there now.
         """
         self._negative.clear()
+        give_up_at = self._clock() + REFRESH_SECONDS
+        self._unrefreshed.clear()
         for job_id in dict.fromkeys(job_ids):
             job = self._jobs.get(job_id)
             if job is None:
                 keys = self._keys_of(job_id)
                 if not keys:
                     continue
-                job = self._jobs[job_id] = _Job(job_id, keys)
+                job = self._add(job_id, keys)
                 self._refreshing.append(job)
             # One in flight may have been read before the reconnect: it goes round once more.
             job.refresh = True
+            job.give_up_at = give_up_at
+            self._unrefreshed.add(job_id)
+        self._on_refreshed = done
+        self._tell_refreshed()
         self._wake.set()
 
     async def run(self) -> None:
@@ -189,6 +187,12 @@ class Lookups:
         self._wake.set()
         for job in jobs:
             _answer(job)
+            self._release([job.job_id])
+
+    def _add(self, job_id: str, keys: list[tuple[Identity, bytes]]) -> _Job:
+        self._hold([job_id])
+        job = self._jobs[job_id] = _Job(job_id, keys)
+        return job
 
     def _ask(self, job_id: str, now: float) -> _Job | None:
         """The job, in the queue or in flight; None where it is known, or taken, as not found."""
@@ -204,7 +208,7 @@ class Lookups:
             keys = self._keys_of(job_id)
             if not keys:
                 return None
-            job = self._jobs[job_id] = _Job(job_id, keys)
+            job = self._add(job_id, keys)
         self._asked.append(job)
         return job
 
@@ -227,21 +231,27 @@ class Lookups:
         again = {job.job_id for job in batch if job.refresh}
         for job in batch:
             job.refresh = False
-            job.position = self._position_of(job.job_id)
         keys = [key for job in batch for _, key in job.keys]
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 values = iter(await self._read(keys))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            if self._closed:
+                return
             self._log(str(error) or type(error).__name__)
             lasting = isinstance(error, ResponseError)  # refused: it would be again
             retry = self._is_connected() and not lasting
             for job in batch:
-                job.refresh |= retry and job.job_id in again
+                in_time = self._clock() < job.give_up_at
+                job.refresh |= retry and in_time and job.job_id in again
+                if not job.refresh:
+                    self._on_read(job.job_id, None)
                 self._end(job)
             if retry and again:
                 await self._pause()
             return
+        if self._closed:
+            return  # nobody waits, and nothing is held any more
         retry_at = self._clock() + NEGATIVE_CACHE_SECONDS
         for job in batch:
             found = [(identity, next(values)) for identity, _ in job.keys]
@@ -257,18 +267,10 @@ class Lookups:
             async with asyncio.timeout(RETRY_SECONDS):
                 await self._wake.wait()
 
-    def _merge(
-        self, job: _Job, found: list[tuple[Identity, bytes | None]], retry_at: float
-    ) -> None:
-        # What came live since the read was issued is what was read, or newer, or soon followed by
-        # something newer: whatever is stored is published too. Told after it, a value that was read
-        # before would be an older event after a newer one.
-        if self._position_of(job.job_id) != job.position:
-            return
-        for identity, value in found:
-            if value is not None:
-                self._on_found(identity, value)
-        if all(value is None for _, value in found):
+    def _merge(self, job: _Job, found: list[tuple[Identity, Value]], retry_at: float) -> None:
+        there = [(identity, value) for identity, value in found if value is not None]
+        self._on_read(job.job_id, there)
+        if not there:
             self._remember_absent(job.job_id, retry_at)
 
     def _end(self, job: _Job) -> None:
@@ -278,9 +280,18 @@ class Lookups:
         job.issued = False
         if job.refresh:
             self._refreshing.append(job)
-        else:
-            del self._jobs[job.job_id]
+            _answer(job)
+            return
+        del self._jobs[job.job_id]
         _answer(job)
+        self._release([job.job_id])
+        self._unrefreshed.discard(job.job_id)
+        self._tell_refreshed()
+
+    def _tell_refreshed(self) -> None:
+        if not self._unrefreshed and self._on_refreshed is not None:
+            done, self._on_refreshed = self._on_refreshed, None
+            done()
 
     def _is_known_absent(self, job_id: str, now: float) -> bool:
         retry_at = self._negative.get(job_id)

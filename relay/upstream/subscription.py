@@ -17,9 +17,10 @@ import hiredis
 import structlog
 
 from relay.core.errors import UpstreamError
-from relay.upstream.connection import Link, RedisSettings, open_link
+from relay.upstream.connection import Link, RedisSettings, make_topology
 
 BACKOFF_BASE_SECONDS: Final = 0.1
+STEADY_SECONDS: Final = 5.0
 MAX_TURN_BYTES: Final = 256 * 1024
 # A stalled loop finds its timers due before it has read the socket: look twice before giving up.
 SECOND_LOOK_SECONDS: Final = 0.1
@@ -36,8 +37,13 @@ class Subscription:
     """Keeps the subscription alive.
 
     Args:
+        settings: they also say how Redis is laid out, and so which node is read and when it is left
+            for another; see `connection`.
         on_batch: given all `pmessage` replies of one read.
         on_up: called when every pattern is confirmed. on_down: called with why the link was lost.
+
+    Raises:
+        ValueError: a URL of several hosts is at fault.
     """
 
     def __init__(
@@ -51,7 +57,8 @@ class Subscription:
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
     ) -> None:
-        self._settings = settings
+        self._connect_timeout_seconds = settings.connect_timeout_seconds
+        self._topology = make_topology(settings)
         self._patterns = patterns
         self._health_check_seconds = health_check_seconds
         self._backoff_max_seconds = backoff_max_seconds
@@ -63,14 +70,16 @@ class Subscription:
     async def run(self) -> None:
         """Never returns; cancel to stop."""
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
+            began_at = loop.time()
             try:
-                link = await open_link(self._settings)
+                link = await self._topology.open_link()
                 try:
                     reason = await self._read(link)
                 finally:
                     await link.close()
-            except UpstreamError as error:
+            except (UpstreamError, OSError) as error:  # OSError: out of descriptors, for one
                 attempt += 1
                 delay = self._backoff_seconds(attempt)
                 log.warning(
@@ -78,11 +87,12 @@ class Subscription:
                     retry_in_seconds=round(delay, 3),
                 )  # fmt: skip
             else:
-                attempt = 0
-                delay = self._backoff_seconds(1)
+                # A link that does not hold is no reason to hurry.
+                attempt = 1 if loop.time() - began_at >= STEADY_SECONDS else attempt + 1
+                delay = self._backoff_seconds(attempt)
                 log.warning("redis_lost", reason=reason, retry_in_seconds=round(delay, 3))
                 self._on_down(reason)
-            await asyncio.sleep(delay)
+            await self._topology.rest(delay)
 
     def pause(self) -> None:
         """Stop reading until `resume`: what was read is not yet handed on. Idempotent."""
@@ -105,19 +115,31 @@ class Subscription:
 
     async def _read(self, link: Link) -> str:
         """Subscribe and read until the link is lost; returns why it was."""
-        reader = _Reader(self._patterns, self._health_check_seconds / 2, self._on_batch)
+        reader = _Reader(
+            self._patterns, self._health_check_seconds / 2, self._on_batch, self._on_up
+        )
         try:
             reader.take_over(link.transport)
             self._reader = reader  # the read that confirms may bring messages, too, and be paused
-            async with asyncio.timeout(self._settings.connect_timeout_seconds):
+            async with asyncio.timeout(self._connect_timeout_seconds):
                 await reader.subscribed
-            self._on_up()
-            return await reader.lost
+            return await self._lost_or_left(reader, link)
         except TimeoutError:
             raise UpstreamError("no answer to PSUBSCRIBE") from None
         finally:
             self._reader = None
             reader.stop()
+
+    async def _lost_or_left(self, reader: "_Reader", link: Link) -> str:
+        leaving = asyncio.create_task(self._topology.left(link))
+        try:
+            done, _ = await asyncio.wait(
+                {reader.lost, leaving}, return_when=asyncio.FIRST_COMPLETED
+            )
+            return await done.pop()
+        finally:
+            leaving.cancel()
+            await asyncio.wait({leaving})
 
     def _backoff_seconds(self, attempt: int) -> float:
         """Full jitter: anything up to an exponentially growing, bounded delay."""
@@ -133,6 +155,7 @@ class _Reader(asyncio.Protocol):
         patterns: Sequence[str],
         half_seconds: float,
         on_batch: Callable[[list[list[bytes]]], None],
+        on_up: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.subscribed: asyncio.Future[None] = self._loop.create_future()
@@ -142,6 +165,8 @@ class _Reader(asyncio.Protocol):
         self._half_seconds = half_seconds
         self._look_seconds = min(SECOND_LOOK_SECONDS, half_seconds / 4)
         self._on_batch = on_batch
+        self._on_up = on_up
+        self._early: list[list[bytes]] = []  # messages of a pattern while another is not confirmed
         self._replies = hiredis.Reader()
         self._named = False  # whether the answer to CLIENT SETNAME, the first command, is there
         self._barriers: deque[asyncio.Future[None]] = deque()
@@ -193,12 +218,24 @@ class _Reader(asyncio.Protocol):
                     self._other(reply)
         except hiredis.ProtocolError as error:
             self._lose(f"not the Redis protocol: {error}")
+        try:
+            self._hand_on(batch)
+        except Exception as error:  # noqa: BLE001  a bug of ours: it must end the task that owns us
+            if not self.lost.done():
+                self.lost.set_exception(error)
+
+    def _hand_on(self, batch: list[list[bytes]]) -> None:
+        """Hand messages on, none of them before it was told that the subscription is whole."""
+        if self._unconfirmed:
+            self._early += batch
+            return
+        if not self.subscribed.done():
+            self.subscribed.set_result(None)
+            self._on_up()
+            batch = self._early + batch
+            self._early = []
         if batch:
-            try:
-                self._on_batch(batch)
-            except Exception as error:  # noqa: BLE001  a bug of ours: it must end the task that owns us
-                if not self.lost.done():
-                    self.lost.set_exception(error)
+            self._on_batch(batch)
 
     async def barrier(self) -> None:
         if self._transport.is_closing():
@@ -239,8 +276,6 @@ class _Reader(asyncio.Protocol):
             self._refused(str(reply))
         elif type(reply) is list and reply[0] == b"psubscribe":
             self._unconfirmed -= 1
-            if not self._unconfirmed and not self.subscribed.done():
-                self.subscribed.set_result(None)
 
     def _refused(self, message: str) -> None:
         patterns = " ".join(f"&{pattern}" for pattern in self._patterns)
