@@ -7,17 +7,19 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
 from aiohttp import web
+from redis.exceptions import RedisError
 
 from relay import logs, systemd
 from relay.config import ConfigError
 from relay.core.errors import InvalidReason
-from relay.core.event import Identity, JobEvent, Source
+from relay.core.event import JobEvent, Source
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.router import Routed, Router
@@ -29,7 +31,8 @@ from relay.sources.celery import CelerySource
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from relay.upstream.connection import RedisSettings, make_client
-from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups, read_keys
+from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups
+from relay.upstream.recall import Recall
 from relay.upstream.subscription import Subscription
 from relay.web import listener
 from relay.web.admin import Admin, Readiness
@@ -38,7 +41,10 @@ from relay.web.front import Door, Front
 from relay.web.gateway import Gateway
 from relay.web.jobs import Jobs
 from relay.web.origin import OriginPolicy
-from relay.web.routes import admin_app, public_app
+from relay.web.routes import PUBLIC_PROBES, admin_app, public_app
+from relay.web.sse import EventStreams
+from relay.web.takeover import Takeover
+from relay.web.visit import Reception
 
 TICK_SECONDS: Final = 1.0
 INVALID_LINES_PER_SECOND: Final = 5
@@ -88,10 +94,17 @@ class Relay:
 
     def __init__(self, config: Config, *, routes: Sequence[web.AbstractRouteDef] = ()) -> None:
         self._config = config
+        self._listening_as = config.server
         self._loop = asyncio.get_running_loop()
         self._log = structlog.stdlib.get_logger()
         self._stats = Stats()
+        self._durable = config.history.backend == "redis"
         self._was_up = False
+        self._accepts = True  # whether there was a descriptor left for one more connection
+        self._came_up = asyncio.Event()
+        # Since when what Redis told has not been caught up with; None where it has.
+        self._behind_since_ms: int | None = time.time_ns() // 1_000_000
+        self._reconnected: list[str] = []  # jobs held since Redis came up
         self._paused = False
         self._unfinished: list[tuple[float, Routed]] = []  # batches not yet at their last socket
         self._invalid_lines = logs.RateLimited(INVALID_LINES_PER_SECOND)
@@ -105,7 +118,6 @@ class Relay:
             max_payload_bytes=config.limits.max_payload_bytes,
             on_invalid=self._on_invalid,
             on_overflow=lambda session: self._gateway.overflowed(session),
-            on_routed=self._on_routed if config.log.level == "debug" else None,
         )
         self._history = self._router.history = History(
             epoch=epoch,
@@ -116,6 +128,8 @@ class Relay:
             max_bytes=config.history.max_bytes,
             ttl_seconds=config.history.ttl_seconds,
             exposed=config.history.backend != "off",
+            keeps_unwatched=config.history.backend == "memory",
+            is_watched=self._index.names,
         )
         settings = RedisSettings(
             url=config.redis.url.get_secret_value(),
@@ -134,12 +148,23 @@ class Relay:
             on_down=self._on_down,
         )
         self._client = make_client(settings, TIMEOUT_SECONDS)
-        self._celery = [source for source in sources.values() if isinstance(source, CelerySource)]
+        self._recall = Recall(
+            self._router,
+            self._history,
+            client=self._client,
+            celery=[one for one in sources.values() if isinstance(one, CelerySource)],
+            durable=_stored_form(sources) if config.history.backend == "redis" else None,
+            prefix=config.history.prefix,
+            max_events=config.history.max_events,
+            barrier=self._subscription.barrier,
+            clock=lambda: (self._loop.time(), time.time_ns() // 1_000_000),
+        )
         self._lookups = Lookups(
-            read=self._read_keys,
-            keys_of=self._keys_of,
-            position_of=self._history.updated_seq,
-            on_found=self._on_found,
+            read=self._recall.read,
+            keys_of=self._recall.keys_of,
+            on_read=self._recall.merge,
+            hold=self._router.hold,
+            release=self._router.release,
             is_connected=lambda: self._stats.redis_up,
         )
         self._flusher = Flusher(self._loop, self._on_flushed)
@@ -156,6 +181,7 @@ class Relay:
             max_connections_per_address=config.limits.max_connections_per_address,
         )
         self._build_web(routes)
+        self._tell_details(config.log.level == "debug")
 
     # Life
 
@@ -188,6 +214,7 @@ class Relay:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._subscription.run())
             tasks.create_task(self._lookups.run())
+            tasks.create_task(self._catch_up())
             tasks.create_task(self._gateway.beat())
             tasks.create_task(self._tick())
 
@@ -212,9 +239,7 @@ class Relay:
         """Take over what can be changed while running; returns the settings that need a restart."""
         limits, hub, gateway = config.limits, self._gateway.hub, self._gateway
         logs.set_level(config.log.level)
-        debug = config.log.level == "debug"
-        self._router.on_routed = self._on_routed if debug else None
-        hub.on_subscribed = self._on_subscribed if debug else None
+        self._tell_details(config.log.level == "debug")
         hub.max_subscriptions = limits.max_subscriptions
         hub.max_errors = limits.max_errors
         hub.messages_per_second = limits.messages_per_second
@@ -224,7 +249,14 @@ class Relay:
         gateway.max_connections_per_address = limits.max_connections_per_address
         self._router.max_payload_bytes = limits.max_payload_bytes
         self._door.timeout_seconds = limits.handshake_timeout_seconds
-        self._door.policy = _policy(config)
+        # What is listened on stays as it is until a restart; only the lists change.
+        server = self._listening_as.model_copy(
+            update={
+                "allowed_origins": config.server.allowed_origins,
+                "allowed_hosts": config.server.allowed_hosts,
+            }
+        )
+        self._door.policy = _policy(self._config.model_copy(update={"server": server}))
         changed = _changed(self._config, config)
         self._config = config
         return [key for key in changed if not key.startswith(RELOADABLE)]
@@ -259,20 +291,70 @@ class Relay:
     def _on_up(self) -> None:
         self._stats.redis_up = True
         again, self._was_up = self._was_up, True
-        if again:
-            self._stats.redis_reconnects += 1
+        self._stats.redis_reconnects += again
+        self._log.info("redis_subscribed", url=self._config.redis.shown_url)
+        if again and not self._durable:
             self._stats.gaps += 1
             self._history.mark_gap(self._router.seq)
-        self._log.info("redis_subscribed", url=self._config.redis.shown_url)
-        self._gateway.tell_all(redis_up=True, gap=again)
-        self._lookups.refresh(self._index.jobs() if self._celery else ())
+            self._gateway.tell_all(redis_up=True, gap=lambda _: True)
+        elif not self._durable:
+            self._gateway.tell_all(redis_up=True)
+        else:
+            self._history.mark_stale(self._router.seq)
+        if self._paused:
+            self._subscription.pause()  # a new link, but the last batch is still on its way
+        # From now on these are told behind what is read of them, so nothing newer comes first.
+        held = list(self._index.jobs()) if self._recall.knows_anything else []
+        self._router.hold(held)
+        self._reconnected += held  # those of a link that was lost again may still be among them
+        self._recall.watch_for_gaps()
+        self._came_up.set()
 
     def _on_down(self, _: str) -> None:
         self._stats.redis_up = False
+        if self._behind_since_ms is None:
+            self._behind_since_ms = time.time_ns() // 1_000_000
         self._gateway.tell_all(redis_up=False)
 
-    def _on_found(self, identity: Identity, message: bytes) -> None:
-        self._router.merge(identity, message, self._loop.time(), time.time_ns() // 1_000_000)
+    async def _catch_up(self) -> None:
+        """After each time that Redis came up: read what was missed of the jobs that are watched."""
+        while True:
+            await self._came_up.wait()
+            self._came_up.clear()
+            link = self._stats.redis_reconnects
+            held, self._reconnected = self._reconnected, []
+            queues = list(self._index.queues()) if self._durable else []
+            try:
+                noted = await self._recall.jobs_of_queues(queues, self._missed_since_ms())
+            except RedisError:
+                noted = {queue: (set(), False) for queue in queues}
+            jobs = {job_id for names, _ in noted.values() for job_id in names}
+            self._lookups.refresh([*held, *jobs], partial(self._on_caught_up, link, noted))
+            self._router.release(held)
+
+    def _on_caught_up(self, link: int, noted: Mapping[str, tuple[set[str], bool]]) -> None:
+        if not self._durable:
+            return
+        if not self._stats.redis_up or link != self._stats.redis_reconnects:
+            return  # lost again: the next time goes back as far
+        self._behind_since_ms = None
+        missed = self._recall.gaps()
+        holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
+        if missed or holed:
+            self._stats.gaps += 1
+
+        def has_gap(session: Session) -> bool:
+            topics = self._index.topics(session)
+            return any(queue in holed if job is None else job in missed for queue, job in topics)
+
+        self._gateway.tell_all(redis_up=True, gap=has_gap)
+
+    def _missed_since_ms(self) -> int:
+        """From when on something may have been missed: the link was silent for some time before its end
+        was noticed, and publishers' clocks may differ."""
+        silent_ms = int(2000 * self._config.redis.health_check_seconds)
+        behind_ms = self._behind_since_ms or time.time_ns() // 1_000_000
+        return behind_ms - silent_ms
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None
@@ -292,6 +374,17 @@ class Relay:
             "event_routed", job_id=event.job_id, event_name=event.name, progress=progress
         )
 
+    def _tell_details(self, wanted: bool) -> None:
+        """Have the core tell of each event and subscription, or spare it the calls."""
+        self._router.on_routed = self._on_routed if wanted else None
+        self._router.on_published = self._on_published if wanted else None
+        self._gateway.hub.on_subscribed = self._on_subscribed if wanted else None
+
+    def _on_published(self, event: JobEvent, clients: int) -> None:
+        self._log.debug(
+            "event_published", job_id=event.job_id, event_name=event.name, clients=clients
+        )
+
     def _on_subscribed(self, session: Session, job_id: str) -> None:
         self._log.debug("job_subscribed", connection_id=session.connection_id, job_id=job_id)
 
@@ -304,9 +397,10 @@ class Relay:
             history=self._history,
             stats=self._stats,
             position=lambda: self._router.seq,
-            needs_lookup=self._needs_lookup,
+            needs_lookup=self._recall.needs_lookup,
+            hold=self._router.hold,
+            release=self._router.release,
             wake=self._flusher.wake,
-            on_subscribed=self._on_subscribed if config.log.level == "debug" else None,
             heartbeat_seconds=config.heartbeat.interval_seconds,
             high_water_bytes=config.backpressure.high_water_bytes,
             max_outbox_bytes=config.backpressure.max_outbox_bytes,
@@ -329,17 +423,23 @@ class Relay:
             path=config.server.path,
             policy=_policy(config),
             timeout_seconds=config.limits.handshake_timeout_seconds,
+            probes=PUBLIC_PROBES if config.admin.public_health else (),
         )
+        reception = Reception(self._gateway, lambda: self._door.policy)
         public = public_app(
-            Jobs(self._history, self._needs_lookup, self._lookups.request),
+            Jobs(self._gateway, reception),
+            EventStreams(self._gateway, reception),
             path=config.server.path,
+            upgrade=Takeover(
+                self._gateway, path=config.server.path, policy=lambda: self._door.policy
+            ).upgrade,
             policy=lambda: self._door.policy,
             on_rejected=self._on_rejected,
             admin=admin if config.admin.public_health else None,
             extra=routes,
         )
         self._public = _runner(public)
-        self._admin = _runner(admin_app(admin))
+        self._admin = _runner(admin_app(admin, config.admin.allowed_hosts))
 
     async def _listen(self, sock: socket.socket) -> asyncio.Server:
         if sock.family == socket.AF_UNIX:
@@ -362,24 +462,16 @@ class Relay:
     def _on_rejected(self, what: str) -> None:
         self._stats.handshakes_rejected[what] += 1
 
-    def _needs_lookup(self, job_id: str, queue: str | None) -> bool:
-        return bool(self._celery) and not self._history.is_current(job_id, queue)
-
-    def _keys_of(self, job_id: str) -> list[tuple[Identity, bytes]]:
-        keys = []
-        for source in self._celery:
-            key = source.key(job_id)
-            identity = source.identify(key)
-            if identity is not None:
-                keys.append((identity, key))
-        return keys
-
-    async def _read_keys(self, keys: list[bytes]) -> list[bytes | None]:
-        values = await read_keys(self._client, keys)
-        # What was read may be newer than messages still on their way over the other connection: those
-        # come first, else an end would be followed by what led to it.
-        await self._subscription.barrier()
-        return values
+    def _look_at_descriptors(self) -> None:
+        accepts = listener.accepts()
+        if self._accepts and not accepts:
+            self._log.error(
+                "descriptors_exhausted", connections=len(self._gateway),
+                advice="raise LimitNOFILE= or ulimit -n above limits.max_connections",
+            )  # fmt: skip
+        elif accepts and not self._accepts:
+            self._log.info("descriptors_available", connections=len(self._gateway))
+        self._accepts = accepts
 
     async def _tick(self) -> None:
         """Once a second: forget old jobs, measure the loop, tell the supervisor that we live."""
@@ -392,9 +484,18 @@ class Relay:
             self._stats.loop_lag_seconds = max(0.0, now - due_at)
             due_at = max(due_at, now - TICK_SECONDS)
             self._history.expire(now)
+            self._look_at_descriptors()
             if tell_every is not None and now - told_at >= tell_every - TICK_SECONDS:
                 systemd.notify(systemd.WATCHDOG)
                 told_at = now
+
+
+def _stored_form(sources: Mapping[str, Source]) -> Source:
+    """The source whose payload forms durable history is written in. Raises ConfigError: there is none."""
+    for source in sources.values():
+        if isinstance(source, ChannelSource):
+            return source
+    raise ConfigError(['history.backend: "redis" needs a source of kind "channel" beside it'])
 
 
 def _policy(config: Config) -> OriginPolicy:
@@ -411,7 +512,11 @@ def _policy(config: Config) -> OriginPolicy:
 
 def _runner(app: web.Application) -> web.AppRunner:
     return web.AppRunner(
-        app, handle_signals=False, access_log=None, shutdown_timeout=HTTP_SHUTDOWN_SECONDS
+        app,
+        handle_signals=False,
+        handler_cancellation=True,  # a long poll whose client has gone must not wait on
+        access_log=None,
+        shutdown_timeout=HTTP_SHUTDOWN_SECONDS,
     )
 
 

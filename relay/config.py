@@ -401,10 +401,3 @@ def _not_in_this_release(config: Config) -> Iterator[tuple[tuple[str, ...], str]
     if config.auth.mode != "none":
         what = f'is "{config.auth.mode}", which this release does not have yet; should be "none"'
         yield ("auth.mode",), what + " (put a proxy that authenticates in front)"
-    if config.history.backend == "redis":
-        what = 'is "redis", which this release does not have yet; should be "memory" or "off"'
-        yield ("history.backend",), what
-    scheme = config.redis.url.get_secret_value().partition("://")[0]
-    if "+" in scheme:
-        what = f"begins with {scheme}://, which this release does not have yet;"
-        yield ("redis.url",), what + " should begin with redis://, rediss:// or unix://"

@@ -26,10 +26,10 @@ from relay.core.errors import AmendedReason, ErrorCode, InvalidReason
 from relay.core.event import KNOWN_EVENTS
 from relay.core.history import History
 from relay.core.stats import Histogram, Stats
-from relay.core.wire import COMMANDS
+from relay.core.wire import COMMANDS, EVENT_STREAM, WEBSOCKET
 
 EVENT_LABELS: Final = (*sorted(KNOWN_EVENTS), "other")
-TRANSPORTS: Final = ("websocket",)
+TRANSPORTS: Final = (WEBSOCKET.transport, EVENT_STREAM.transport)
 REJECTIONS: Final = (
     "draining", "host", "malformed", "max_connections", "max_connections_per_address", "origin",
     "timeout", "too_large", "version",

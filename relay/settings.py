@@ -70,8 +70,10 @@ def _redis_url(url: SecretStr) -> SecretStr:
     ports = re.findall(r":(\d+)", fits["hosts"]) if fits and scheme != "unix" else ()
     if not fits or any(int(port) > 65_535 for port in ports):
         raise ValueError(
-            "should have the form redis://[user:password@]host[:port][/database] or"
-            " unix://[user:password@]/path, with / ? # @ in a password percent-encoded"
+            "should have the form redis://[user:password@]host[:port][/database],"
+            " unix://[user:password@]/path, redis+sentinel://host:port,host:port/SERVICE[/database]"
+            "[?sentinel_username=…&sentinel_password=…] or redis+cluster://host:port,host:port,"
+            " with / ? # @ in a password percent-encoded"
         )
     return url
 
@@ -80,12 +82,15 @@ _USER = r"(?:[^@/?#\s]*@)?"
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^@/?#\s:,\[\]]+)(?::\d{1,5})?"
 _HOSTS = f"(?P<hosts>{_HOST}(?:,{_HOST})*)"
 _QUERY = r"(?:\?[^#\s]*)?"
+_SENTINEL_KEY = r"sentinel_(?:username|password)=[^&#\s]*"
 _REDIS_URL_FORMS = {
     "redis": f"{_USER}(?P<hosts>{_HOST})(?:/\\d*)?{_QUERY}",
     "rediss": f"{_USER}(?P<hosts>{_HOST})(?:/\\d*)?{_QUERY}",
     "unix": f"{_USER}/[^@?#]+{_QUERY}",
-    "redis+sentinel": f"{_USER}{_HOSTS}/[^@/?#\\s]+(?:/\\d*)?{_QUERY}",
-    "redis+cluster": f"{_USER}{_HOSTS}/?{_QUERY}",
+    "redis+sentinel": (
+        f"{_USER}{_HOSTS}/[^@/?#\\s]+(?:/\\d*)?(?:\\?{_SENTINEL_KEY}(?:&{_SENTINEL_KEY})?)?"
+    ),
+    "redis+cluster": f"{_USER}{_HOSTS}/?",
 }
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]

@@ -512,9 +512,6 @@ def test_what_goes_together_is_accepted(text: str) -> None:
         "[auth]\nmode = 'jwt'\njwks_url = 'https://id.example/keys'",
         "[auth]\nmode = 'proxy'\nproxy_secret = 'x'",
         "[auth]\nmode = 'proxy'\n[server]\nunix_socket = '/run/relay.sock'",
-        "[history]\nbackend = 'redis'",
-        "[redis]\nurl = 'redis+sentinel://a:1,b:2/main/0'",
-        "[redis]\nurl = 'redis+cluster://a:1,b:2'",
     ],
 )
 def test_what_is_not_in_this_release_is_said_to_be_so(text: str) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from relay.config import effective, parse
+from relay.core.closing import CloseReason
+from relay.core.stats import Stats
+from relay.metrics import RelayCollector
 from relay.settings import Config, Section
+from relay.web.admin import Admin, Readiness
+from relay.web.routes import admin_app
+from tests import fakes
 
 ROOT = Path(__file__).parent.parent
 CONFIG_TOML = (ROOT / "config.toml").read_text()
@@ -56,3 +62,70 @@ def test_config_toml_tells_the_bounds(section: str, key: str, bound: float) -> N
     (explanation, *_) = (block for block in table.split("\n\n") if f"\n{key} = " in block)
 
     assert re.search(rf"\b{bound}\b", explanation.partition(f"\n{key} = ")[0])
+
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+PROBE = re.compile(r"/(?:livez|readyz|healthz|metrics)\b|^\s*metrics_path: *(\S+)", re.MULTILINE)
+
+
+def rows(text: str, first_cell: str) -> list[list[str]]:
+    """The cells of the table rows whose first cell fits, without the backticks of code."""
+    lines = [line for line in text.splitlines() if re.match(rf"\| {first_cell} \|", line)]
+    return [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def registered_metrics() -> dict[str, str]:
+    """The kind of each of the relay's own metrics by the name that a query uses."""
+    collector = RelayCollector(Stats(), fakes.Relay().history, dict)
+    return {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name: metric.type
+        for metric in collector.collect()
+    }
+
+
+def test_documented_metrics_are_the_registered_ones() -> None:
+    documented = [(name, kind) for name, kind, *_ in rows(OPERATIONS, "`relay_[a-z_]+`")]
+
+    assert len(documented) == len(registered_metrics())
+    assert dict(documented) == registered_metrics()
+
+
+def test_documented_close_codes_are_those_that_sessions_end_with() -> None:
+    documented = rows(PROTOCOL, r"(?:[0-9]{4}|–) \| `[a-z0-9_]+`")
+
+    assert [(code, label) for code, label, *_ in documented] == [
+        ("–" if reason.code is None else str(reason.code), reason.label) for reason in CloseReason
+    ]
+
+
+def test_documents_advise_to_come_back_as_the_close_reasons_do() -> None:
+    documented = rows(PROTOCOL, r"[0-9]{4} \| `[a-z0-9_]+`")
+
+    advised = {label: advice.startswith("yes") for _, label, advice in documented}
+    assert advised == {reason.label: reason.may_return for reason in CloseReason if reason.code}
+
+
+async def served_paths() -> set[str]:
+    """What the admin listener serves."""
+    admin = Admin(lambda: Readiness(redis_up=True, draining=False), lambda _: (b"", ""))
+    resources = admin_app(admin, ()).router.resources()
+    return {resource.canonical for resource in resources}
+
+
+def shipped_files() -> list[Path]:
+    files = (path for folder in ("deploy", "systemd") for path in (ROOT / folder).rglob("*"))
+    return sorted(path for path in files if path.is_file())
+
+
+@pytest.mark.parametrize("path", shipped_files(), ids=lambda path: path.name)
+async def test_probes_in_shipped_files_are_paths_that_are_served(path: Path) -> None:
+    asked = {match[1] or match[0] for match in PROBE.finditer(path.read_text())}
+
+    assert asked <= await served_paths()
+
+
+async def test_documented_probes_are_served() -> None:
+    documented = set(re.findall(r"`(?:GET )?(/(?:[a-z]+z|metrics))`", OPERATIONS))
+
+    assert documented == await served_paths()

@@ -78,6 +78,7 @@ class EmbeddedRedis:
         arguments: Sequence[str] = (),
         *,
         binary: str | None = None,
+        config_file: Path | None = None,
         start_timeout_seconds: float = 10.0,
     ) -> None:
         """Nothing is started yet.
@@ -85,10 +86,12 @@ class EmbeddedRedis:
         Args:
             arguments: more of the server's options, such as `("--requirepass", "secret")`; they win.
             binary: the server's path; None takes `find_binary`.
+            config_file: read before the options. A sentinel needs one, and writes to it.
             start_timeout_seconds: how long `start` waits for the first answer.
         """
         self._arguments = tuple(arguments)
         self._binary = binary
+        self._config_file = config_file
         self._start_timeout_seconds = start_timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -217,7 +220,10 @@ class EmbeddedRedis:
             "--appendonly": "no",
             "--daemonize": "no",
         }
-        command = [binary, *(word for option in options.items() for word in option)]
+        command = [binary]
+        if self._config_file is not None:
+            command.append(str(self._config_file))
+        command += [word for option in options.items() for word in option]
         log = folder / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(

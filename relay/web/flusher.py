@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
+from relay.core.outbox import Verdict
 from relay.core.session import Session
 
 SLICE_SECONDS: Final = 0.005
@@ -53,3 +54,21 @@ class Flusher:
         elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._go_on)
+
+
+def pour(session: Session, write: Callable[[bytes], None], room_bytes: int) -> Verdict:
+    """Hand to `write` what the transport takes: the outbox, then what is owed from history.
+
+    Args:
+        room_bytes: how much of what was held back is written at once.
+
+    Returns OVERFLOW where the session is to be closed as a slow consumer.
+    """
+    outbox = session.outbox
+    while not outbox.congested:
+        if not outbox.pending_bytes:
+            verdict = session.refill()
+            if verdict is Verdict.OVERFLOW or not outbox.pending_bytes:
+                return verdict
+        write(outbox.take(room_bytes))
+    return Verdict.HELD

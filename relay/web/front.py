@@ -6,7 +6,7 @@ and a connection that never finishes its head costs a timer.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, cast
 
 import structlog
@@ -24,9 +24,13 @@ log = structlog.stdlib.get_logger()
 
 
 class Door:
-    """What all `Front` protocols of a listener share, and the connections still at the door."""
+    """What all `Front` protocols of a listener share, and the connections still at the door.
 
-    __slots__ = ("gateway", "http", "path", "policy", "timeout_seconds", "waiting")
+    Requests for `probes` are let in even when the relay is full or draining: whoever asks is to learn that
+    from the answer, and a full relay must not look like a dead one.
+    """
+
+    __slots__ = ("gateway", "http", "path", "policy", "probes", "timeout_seconds", "waiting")
 
     def __init__(
         self,
@@ -36,12 +40,14 @@ class Door:
         path: str,
         policy: OriginPolicy,
         timeout_seconds: float,
+        probes: Collection[str] = (),
     ) -> None:
         self.gateway = gateway
         self.http = http
         self.path = path
         self.policy = policy
         self.timeout_seconds = timeout_seconds
+        self.probes = probes
         self.waiting: set[Front] = set()
 
     def close(self) -> None:
@@ -84,7 +90,12 @@ class Front(asyncio.Protocol):
         forwarded = head.all("x-forwarded-for") if head is not None else ()
         address = policy.client_address(peer, forwarded)
         if head is None or not is_upgrade(head, self._door.path):
-            self._hand_over(address)
+            is_probe = head is not None and head.path in self._door.probes
+            refusal = None if is_probe else judge_load(gateway.load(address))
+            if refusal is None:
+                self._hand_over()
+            else:
+                self._refuse(refusal, address)
             return
         decision = decide(head, peer, policy, gateway.load(address))
         if isinstance(decision, Refusal):
@@ -100,11 +111,7 @@ class Front(asyncio.Protocol):
         """End the connection at once."""
         self._transport.abort()
 
-    def _hand_over(self, address: str) -> None:
-        refusal = judge_load(self._door.gateway.load(address))
-        if refusal is not None:
-            self._refuse(refusal, address)
-            return
+    def _hand_over(self) -> None:
         buffer, self._buffer = self._buffer, b""
         self._leave()
         handler = self._door.http()

@@ -1,13 +1,16 @@
-"""All WebSocket connections: opening, counting, heartbeats, telling all of them, draining.
+"""All sessions' connections: opening, counting, heartbeats, telling all of them, draining.
 
-What is decided about one session is decided in `core`; this is the edge that holds many of them.
+WebSockets and event streams are connections; a long poll is a guest without one: it counts for its address
+and ends in a drain like them. What is decided about one session is decided in `core`; this is the edge
+that holds many of them.
 """
 
 import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Final, Protocol
 
 import structlog
 
@@ -16,10 +19,9 @@ from relay.core.heartbeat import Heartbeat
 from relay.core.outbox import Verdict
 from relay.core.session import Hub, Session
 from relay.web.flusher import Flusher
-from relay.web.handshake import Load
+from relay.web.handshake import Load, Refusal, judge_load
 from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
 
-TRANSPORT: Final = "websocket"
 # Clients come back this long after the drain's end at the earliest: a restart takes about as long.
 RETURN_MARGIN_MS: Final = 500
 _DRAIN_TICK_SECONDS: Final = 0.02  # closes that are due within it go together
@@ -27,8 +29,37 @@ _DRAIN_TICK_SECONDS: Final = 0.02  # closes that are due within it go together
 LookUp = Callable[[Sequence[str], Callable[[], None]], None]
 
 
+class Guest(Protocol):
+    """Whoever has a session here. `reason` is set when its end has begun; `remote` is its address."""
+
+    session: Session
+    reason: CloseReason | None
+    remote: str
+
+    def close(self, reason: CloseReason) -> None:
+        """Begin the end; idempotent."""
+
+
+class Connection(Guest, Protocol):
+    """A guest that owns its transport. `last_seen_at` is when it last gave a sign of life (loop time)."""
+
+    last_seen_at: float
+    opened_at: float
+    messages_received: int
+    sent_bytes: int
+
+    def start(self, response: bytes) -> None:
+        """Send the answer to the request, and what the session already has to say."""
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+
+    def cut_off(self) -> None:
+        """End the connection at once."""
+
+
 class Gateway:
-    """The WebSocket connections of one relay.
+    """The connections of one relay.
 
     Args:
         hub: what all sessions share. look_up: asks Redis about jobs, then calls back.
@@ -62,8 +93,10 @@ class Gateway:
         self._other_connections = other_connections
         self._epoch = epoch
         self._opened = 0
-        self._heartbeat: Heartbeat[WebSocket] = Heartbeat(interval_seconds, timeout_seconds)
-        self._connections: dict[WebSocket, None] = {}
+        self.patience_seconds = interval_seconds + timeout_seconds
+        self._heartbeat: Heartbeat[Connection] = Heartbeat(interval_seconds, timeout_seconds)
+        self._connections: dict[Connection, None] = {}
+        self._guests: dict[Guest, None] = {}  # those that are no connections
         self._of_address: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -81,44 +114,75 @@ class Gateway:
             max_of_address=self.max_connections_per_address,
         )
 
+    def judge_request(self, address: str) -> Refusal | None:
+        """Why a request from `address` may not stay, or None. The connection that it came on is counted
+        already."""
+        load = self.load(address)
+        refusal = judge_load(replace(load, connections=load.connections - 1))
+        if refusal is not None:
+            self.hub.stats.handshakes_rejected[refusal.label] += 1
+        return refusal
+
+    def new_id(self) -> str:
+        """The id of a new session."""
+        self._opened += 1
+        return f"{self._epoch}.{self._opened}"
+
     def open(self, transport: asyncio.Transport, address: str, response: bytes) -> WebSocket:
         """Take an upgraded transport over; `response` is what answers its handshake."""
-        self._opened += 1
-        connection = WebSocket(self, transport, f"{self._epoch}.{self._opened}", address)
-        self._connections[connection] = None
-        self._heartbeat.add(connection)
-        self._of_address[address] += 1
-        self._empty.clear()
-        stats = self.hub.stats
-        stats.connections[TRANSPORT] += 1
-        stats.connections_opened[TRANSPORT] += 1
-        transport.set_write_buffer_limits(self.hub.high_water_bytes)
+        connection = WebSocket(self, transport, self.new_id(), address)
         transport.set_protocol(connection)
-        connection.session.tell_status(redis_up=self.redis_up)
-        connection.start(response)
-        self.log.info(
-            "session_opened", connection_id=connection.session.connection_id, remote=address
-        )
+        self.adopt(connection, transport, response)
         return connection
 
-    def closed(self, connection: WebSocket) -> None:
+    def adopt(self, connection: Connection, transport: asyncio.Transport, response: bytes) -> None:
+        """Begin to care for a connection that has its transport now, and let it start."""
+        session, stats = connection.session, self.hub.stats
+        kind = session.outbox.format.transport
+        self._connections[connection] = None
+        self._heartbeat.add(connection)
+        self._arrive(connection)
+        self._empty.clear()
+        stats.connections[kind] += 1
+        stats.connections_opened[kind] += 1
+        transport.set_write_buffer_limits(self.hub.high_water_bytes)
+        session.tell_status(redis_up=self.redis_up)
+        connection.start(response)
+        self.log.info(
+            "session_opened",
+            connection_id=session.connection_id,
+            transport=kind,
+            remote=connection.remote,
+        )
+
+    def enter(self, guest: Guest) -> None:
+        """Count a guest, and close it when the relay drains."""
+        self._guests[guest] = None
+        self._arrive(guest)
+
+    def leave(self, guest: Guest) -> None:
+        """Forget a guest."""
+        del self._guests[guest]
+        self._depart(guest)
+
+    def closed(self, connection: Connection) -> None:
         """Forget a connection; called once, when its transport is gone."""
         del self._connections[connection]
         self._heartbeat.remove(connection)
-        self._of_address[connection.remote] -= 1
-        if not self._of_address[connection.remote]:
-            del self._of_address[connection.remote]
+        self._depart(connection)
         if not self._connections:
             self._empty.set()
         reason = connection.reason or CloseReason.CONNECTION_LOST
         stats = self.hub.stats
-        stats.connections[TRANSPORT] -= 1
+        kind = connection.session.outbox.format.transport
+        stats.connections[kind] -= 1
         stats.connections_closed[reason.label] += 1
         if reason is CloseReason.SLOW_CONSUMER:
             stats.slow_consumers_closed += 1
         self.log.info(
             "session_closed",
             connection_id=connection.session.connection_id,
+            transport=kind,
             remote=connection.remote,
             reason=reason.label,
             code=reason.code,
@@ -136,12 +200,15 @@ class Gateway:
         """Close a session whose outbox is full."""
         session.link.close(CloseReason.SLOW_CONSUMER)
 
-    def tell_all(self, *, redis_up: bool, gap: bool = False) -> None:
-        """Send `relay-status` to everybody."""
+    def tell_all(self, *, redis_up: bool, gap: Callable[[Session], bool] | None = None) -> None:
+        """Send `relay-status` to everybody; `gap` says who may have missed something."""
         self.redis_up = redis_up
         for connection in list(self._connections):
             if connection.reason is None:
-                verdict = connection.session.tell_status(redis_up=redis_up, gap=gap)
+                session = connection.session
+                verdict = session.tell_status(
+                    redis_up=redis_up, gap=gap is not None and gap(session)
+                )
                 if verdict is Verdict.OVERFLOW:
                     connection.close(CloseReason.SLOW_CONSUMER)
 
@@ -165,21 +232,29 @@ class Gateway:
         """
         self.draining = True
         started_at = self.loop.time()
-        connections = list(self._connections)
-        random.shuffle(connections)
-        for place, connection in enumerate(connections):
-            due_at = started_at + seconds * place / len(connections)
+        guests = [*self._connections, *self._guests]
+        random.shuffle(guests)
+        for place, guest in enumerate(guests):
+            due_at = started_at + seconds * place / len(guests)
             wait = due_at - self.loop.time()
             if wait > _DRAIN_TICK_SECONDS:
                 await asyncio.sleep(wait)
-            if connection.reason is not None:
+            if guest.reason is not None:
                 continue
             left_ms = max(0.0, started_at + seconds - self.loop.time()) * 1000
             back_ms = int(left_ms + RETURN_MARGIN_MS + random.uniform(0, seconds * 1000))
-            connection.session.tell_status(redis_up=self.redis_up, retry_after_ms=back_ms)
-            connection.close(CloseReason.RESTARTING)
+            guest.session.tell_status(redis_up=self.redis_up, retry_after_ms=back_ms)
+            guest.close(CloseReason.RESTARTING)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS + 1):
                 await self._empty.wait()
         except TimeoutError:
             self.log.warning("drain_incomplete", connections=len(self._connections))
+
+    def _arrive(self, guest: Guest) -> None:
+        self._of_address[guest.remote] += 1
+
+    def _depart(self, guest: Guest) -> None:
+        self._of_address[guest.remote] -= 1
+        if not self._of_address[guest.remote]:
+            del self._of_address[guest.remote]

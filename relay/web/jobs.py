@@ -1,51 +1,76 @@
-"""The job documents for polling, `GET /jobs/{jobId}` and `GET /jobs`, from history."""
+"""What history holds of jobs, for those who ask: `GET /jobs/{jobId}`, `/jobs`, `/jobs/{jobId}/history`.
+
+A long poll watches its job while it waits, as a session that nothing is sent to: its messages are parsed,
+and it counts as a connection and ends in a drain like one.
+"""
 
 import asyncio
-from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import orjson
 from aiohttp import web
 
+from relay.core.closing import CloseReason
 from relay.core.document import job_document
 from relay.core.errors import CommandError, ErrorCode
 from relay.core.event import is_name
-from relay.core.history import History
+from relay.core.session import Session
+from relay.core.wire import JobsCommand
+from relay.web.gateway import Gateway
+from relay.web.handshake import RETRY_AFTER_SECONDS
 from relay.web.responses import NOT_FOUND, error_response, json_response
+from relay.web.visit import Reception, job_id_of, list_parameter, queue_of, wait_seconds_of
 
 MAX_IDS: Final = 100
 MAX_QUEUE_JOBS: Final = 1000
 
-LookUp = Callable[[Sequence[str], Callable[[], None]], None]
+
+class Poll:
+    """The watcher behind a long poll: `news` is set whenever something came, or the end has begun."""
+
+    __slots__ = ("news", "reason", "remote", "session")
+
+    def __init__(self, gateway: Gateway, remote: str) -> None:
+        self.remote = remote
+        self.session = Session(gateway.hub, gateway.new_id(), self)
+        self.reason: CloseReason | None = None
+        self.news = asyncio.Event()
+
+    def flush(self) -> None:
+        """The session has something to send: the answer will be made from history."""
+        self.session.outbox.clear()
+        self.news.set()
+
+    def close(self, reason: CloseReason) -> None:
+        """Have the poll answered now; idempotent."""
+        self.reason = self.reason or reason
+        self.news.set()
 
 
 class Jobs:
-    """The handlers. `look_up` asks Redis about jobs that are not known well enough, then calls back."""
+    """The handlers."""
 
-    def __init__(
-        self,
-        history: History,
-        needs_lookup: Callable[[str, str | None], bool],
-        look_up: LookUp,
-    ) -> None:
-        self._history = history
-        self._needs_lookup = needs_lookup
-        self._look_up = look_up
+    def __init__(self, gateway: Gateway, reception: Reception) -> None:
+        self._gateway = gateway
+        self._reception = reception
+        self._history = gateway.hub.history
 
     async def one(self, request: web.Request) -> web.StreamResponse:
-        """`GET /jobs/{jobId}`: the job's document, 304 if it is the one the client has, or 404."""
-        queue = _queue(request)
-        job_id = request.match_info["jobId"]
-        if not is_name(job_id):
-            raise CommandError(ErrorCode.INVALID_JOB_ID, "this can be no job id")
+        """`GET /jobs/{jobId}`: the job's document, 304 if it is the one the client has, or 404.
+
+        With `wait` (seconds) or `since` (an event id) held until there is something newer, or answered 204.
+        """
+        job_id, queue = job_id_of(request), queue_of(request)
+        wait_seconds = wait_seconds_of(request)
+        if wait_seconds is not None:
+            return await self._hold(request, job_id, queue, wait_seconds)
         await self._refresh([job_id], queue)
         document = self._document(job_id, queue)
-        if document is None:
-            return error_response(404, NOT_FOUND, "nothing is known of this job")
-        return json_response(request, document)
+        return _unknown() if document is None else json_response(request, document)
 
     async def many(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs?ids=` or `GET /jobs?queueName=`: documents by job id; unknown jobs are left out."""
-        queue = _queue(request)
+        queue = queue_of(request)
         if not self._history.exposed:
             return error_response(404, NOT_FOUND, "history is off")
         ids = list_parameter(request, "ids")
@@ -65,28 +90,89 @@ class Jobs:
                 jobs[job_id] = document
         return json_response(request, {"jobs": jobs})
 
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        """`GET /jobs/{jobId}/history`: every event that history holds of the job, oldest first."""
+        job_id, queue = job_id_of(request), queue_of(request)
+        await self._refresh([job_id], queue)
+        events = self._history.events(job_id, queue) if self._history.exposed else []
+        if not events:
+            return _unknown()
+        told = [
+            {"event": event.name, "id": event.id, "data": orjson.Fragment(event.data)}
+            for event in events
+        ]
+        return json_response(request, {"events": told})
+
+    async def _hold(
+        self, request: web.Request, job_id: str, queue: str | None, wait_seconds: float
+    ) -> web.Response:
+        """The answer to a long poll."""
+        refused = self._reception.refuse(request)
+        if refused is not None:
+            return refused
+        gateway, since = self._gateway, request.query.get("since")
+        deadline = gateway.loop.time() + wait_seconds
+        asked_at = gateway.hub.position()
+        poll = Poll(gateway, self._reception.address_of(request))
+        gateway.enter(poll)
+        try:
+            await self._watch(poll.session, job_id, queue)
+            while (document := self._newer(job_id, queue, since, asked_at)) is None:
+                async with asyncio.timeout_at(deadline):
+                    await poll.news.wait()
+                poll.news.clear()
+                if poll.reason is not None:
+                    return _restarting()
+            return json_response(request, document)
+        except TimeoutError:
+            if self._document(job_id, queue) is None:
+                return _unknown()
+            return web.Response(status=204, headers={"Cache-Control": "no-store"})
+        finally:
+            poll.session.end()
+            gateway.leave(poll)
+
+    async def _watch(self, session: Session, job_id: str, queue: str | None) -> None:
+        """Subscribe, with what Redis holds of the job taken into history first."""
+        echo: dict[str, Any] = {}
+        lookup = session.obey(JobsCommand(True, False, [job_id], queue, echo, None))
+        if lookup is not None:
+            await self._looked_up(lookup.job_ids)
+            session.resolve()
+
+    def _newer(
+        self, job_id: str, queue: str | None, since: str | None, asked_at: int
+    ) -> dict[str, Any] | None:
+        """The job's document, unless the client has it. With history off only what came since
+        `asked_at` is told."""
+        if not self._history.exposed:
+            newest = self._history.snapshot(job_id, queue)[-1:]
+            if not newest or newest[0].seq <= asked_at:
+                return None
+        document = job_document(self._history, job_id, queue)
+        return document if document is not None and document["id"] != since else None
+
     def _document(self, job_id: str, queue: str | None) -> dict[str, Any] | None:
         return job_document(self._history, job_id, queue) if self._history.exposed else None
 
     async def _refresh(self, job_ids: list[str], queue: str | None) -> None:
         """Have Redis asked about those jobs of which a source there may know more than we do."""
-        wanted = [job_id for job_id in job_ids if self._needs_lookup(job_id, queue)]
+        hub = self._gateway.hub
+        wanted = [job_id for job_id in job_ids if hub.needs_lookup(job_id, queue)]
         if wanted:
-            done = asyncio.Event()
-            self._look_up(wanted, done.set)
-            await done.wait()
+            await self._looked_up(wanted)
+
+    async def _looked_up(self, job_ids: list[str]) -> None:
+        done = asyncio.Event()
+        self._gateway.look_up(job_ids, done.set)
+        await done.wait()
 
 
-def _queue(request: web.Request) -> str | None:
-    queue = request.query.get("queueName")
-    if queue is not None and not is_name(queue):
-        raise CommandError(ErrorCode.INVALID_QUEUE_NAME, "this can be no queue name")
-    return queue
+def _unknown() -> web.Response:
+    return error_response(404, NOT_FOUND, "nothing is known of this job")
 
 
-def list_parameter(request: web.Request, name: str) -> list[str]:
-    """A list in the query: repeated, or given once and split at commas; each member once, in order."""
-    values = request.query.getall(name, [])
-    if len(values) == 1:
-        values = values[0].split(",")
-    return list(dict.fromkeys(value for value in values if value))
+def _restarting() -> web.Response:
+    response = error_response(503, ErrorCode.UNAVAILABLE, "the relay is restarting; ask again")
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response

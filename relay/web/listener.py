@@ -73,6 +73,19 @@ def bind_unix(path: str) -> socket.socket:
     return listening
 
 
+def accepts() -> bool:
+    """Whether one more connection could be accepted: whether a file descriptor is left for it.
+
+    uvloop keeps quiet when there is none: it closes what it cannot accept, and goes on.
+    """
+    try:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    os.close(descriptor)
+    return True
+
+
 def url(sockets: Sequence[socket.socket]) -> str:
     """The address as people and clients write it; for the first socket."""
     first = sockets[0]

@@ -105,6 +105,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def may_name_admin(host: str, allowed_hosts: Sequence[str]) -> bool:
+    """Whether a `Host` header names the admin listener by an address, `localhost` or an allowed name."""
+    name = _host(host, None)[0].rstrip(".")
+    if name == "localhost" or name in allowed_hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _origin(text: str) -> tuple[str, str, int | None] | None:
     """Scheme, host and port of a serialised origin (RFC 6454 §6.2); None where it is none."""
     try:

@@ -1,7 +1,7 @@
 """The whole HTTP surface on one page: the URL tables of both listeners, and what every answer goes through.
 
-WebSocket upgrades on `server.path` do not come here (see `front.py`); a plain request to it does, and is told
-how to ask.
+The first request of a connection does not come here where it is a WebSocket upgrade on `server.path` (see
+`front.py`); every other request to that path does.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,13 +14,15 @@ from aiohttp.typedefs import Handler, Middleware
 from relay.core.errors import CommandError, ErrorCode
 from relay.web.admin import Admin
 from relay.web.jobs import Jobs
-from relay.web.origin import OriginPolicy
+from relay.web.origin import OriginPolicy, may_name_admin
 from relay.web.responses import NOT_FOUND, error_response
+from relay.web.sse import EventStreams
 
 SOCKET_IO: Final = (
     "This is not a Socket.IO server, and socket.io-client does not connect to it. "
     "Use a plain WebSocket: new WebSocket(url) with JSON messages {event, data}."
 )
+PUBLIC_PROBES: Final = ("/livez", "/readyz")
 _CODES: Final = {
     400: ErrorCode.BAD_REQUEST.value,
     401: ErrorCode.UNAUTHORIZED.value,
@@ -37,8 +39,10 @@ Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def public_app(
     jobs: Jobs,
+    streams: EventStreams,
     *,
     path: str,
+    upgrade: Handler,
     policy: Callable[[], OriginPolicy],
     on_rejected: Callable[[str], None],
     admin: Admin | None,
@@ -48,21 +52,25 @@ def public_app(
     app = web.Application(middlewares=[_guard(policy, on_rejected), errors_as_json])
     app.add_routes(
         [
-            web.get("/jobs/{jobId}", jobs.one),
             web.get("/jobs", jobs.many),
-            web.get(path, _upgrade_required),
+            web.get("/jobs/{jobId}", jobs.one),
+            web.get("/jobs/{jobId}/history", jobs.history),
+            web.get("/jobs/{jobId}/events", streams.one, allow_head=False),
+            web.get("/events", streams.many, allow_head=False),
+            web.get(path, upgrade, allow_head=False),
             web.route("*", "/socket.io/", _socket_io),
             *extra,
         ]
     )
     if admin is not None:
-        app.add_routes([web.get("/livez", admin.live), web.get("/readyz", admin.ready)])
+        handlers = (admin.live, admin.ready)
+        app.add_routes(map(web.get, PUBLIC_PROBES, handlers))
     return app
 
 
-def admin_app(admin: Admin) -> web.Application:
-    """What operators and Prometheus reach."""
-    app = web.Application(middlewares=[errors_as_json])
+def admin_app(admin: Admin, allowed_hosts: Sequence[str]) -> web.Application:
+    """What operators and Prometheus reach; under an address, `localhost` or one of `allowed_hosts`."""
+    app = web.Application(middlewares=[_admin_guard(allowed_hosts), errors_as_json])
     app.add_routes(
         [
             web.get("/livez", admin.live),
@@ -72,12 +80,6 @@ def admin_app(admin: Admin) -> web.Application:
         ]
     )
     return app
-
-
-async def _upgrade_required(_: web.Request) -> web.Response:
-    response = error_response(426, ErrorCode.BAD_REQUEST, "this path speaks WebSocket")
-    response.headers["Upgrade"] = "websocket"
-    return response
 
 
 async def _socket_io(_: web.Request) -> web.Response:
@@ -128,6 +130,24 @@ def _guard(policy: Callable[[], OriginPolicy], on_rejected: Callable[[str], None
             response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After"
             response.headers.add("Vary", "Origin")
         return response
+
+    return guard
+
+
+def _admin_guard(allowed_hosts: Sequence[str]) -> Middleware:
+    """Refuses pages: a foreign Origin, and a Host that DNS rebinding could have named."""
+    own_origin_only = OriginPolicy(
+        allowed_origins=(), allowed_hosts=(), trusted_proxies=(), loopback=False
+    )
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        get = _only(request)
+        if not may_name_admin(get("host") or "", allowed_hosts):
+            return error_response(403, ErrorCode.FORBIDDEN, "see admin.allowed_hosts")
+        if own_origin_only.judge("", get) is not None:
+            return error_response(403, ErrorCode.FORBIDDEN, "pages of other origins may not ask")
+        return await handler(request)
 
     return guard
 

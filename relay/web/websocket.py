@@ -21,6 +21,7 @@ from relay.core.framing import (
 )
 from relay.core.outbox import Verdict
 from relay.core.session import Lookup, Session
+from relay.web.flusher import pour
 
 if TYPE_CHECKING:
     from relay.web.gateway import Gateway
@@ -97,15 +98,9 @@ class WebSocket(asyncio.Protocol):
         """Hand to the transport what it takes; what is owed from history follows."""
         if self.reason is not None:
             return
-        session, outbox = self.session, self.session.outbox
-        while not outbox.congested:
-            if not outbox.pending_bytes:
-                if session.refill() is Verdict.OVERFLOW:
-                    self.close(CloseReason.SLOW_CONSUMER)
-                    return
-                if not outbox.pending_bytes:
-                    return
-            self._write(outbox.take(self._gateway.hub.high_water_bytes))
+        room_bytes = self._gateway.hub.high_water_bytes
+        if pour(self.session, self._write, room_bytes) is Verdict.OVERFLOW:
+            self.close(CloseReason.SLOW_CONSUMER)
 
     def ping(self) -> None:
         """Send a ping frame; skipped while the transport is congested: what it holds asks as well."""
