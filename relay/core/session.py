@@ -9,17 +9,18 @@ Knows no socket and no clock: it calls `wake` when there is something to send, a
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.core import wire
 from relay.core.backfill import Backfill
 from relay.core.closing import CloseReason
 from relay.core.errors import CommandError, ErrorCode, SessionError
-from relay.core.event import Burst, Format, JobEvent
+from relay.core.event import Burst, Format
 from relay.core.history import History, Key
 from relay.core.index import Index, Topic
 from relay.core.outbox import Outbox, Verdict
+from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand, topics_of
 from relay.core.stats import Stats
 from relay.core.wire import (
     AuthenticateCommand,
@@ -63,20 +64,6 @@ class Lookup:
     job_ids: list[str]
 
 
-@dataclass(slots=True)
-class _Subscribing:
-    """A subscribe on its way: what it asked, what is new in it, what is refused.
-
-    `asked_at` is the position when it had to wait for Redis, `position` that when it is answered.
-    """
-
-    command: JobsCommand
-    fresh: set[str] = field(default_factory=set)
-    refused: dict[str, ErrorCode] = field(default_factory=dict)
-    asked_at: int | None = None
-    position: int = 0
-
-
 class Session:
     """One client's state.
 
@@ -99,7 +86,7 @@ class Session:
         self.woken = False
         self._hub = hub
         self._backfill: Backfill | None = None
-        self._pending: _Subscribing | None = None  # a subscribe that waits for Redis
+        self._pending: Subscribing | None = None  # a subscribe that waits for Redis
         self._snapshot_queues: set[str] | None = None  # queues watched whose jobs' state was sent
         self._errors = 0
         self._tokens = float(hub.messages_burst)
@@ -226,14 +213,14 @@ class Session:
         hub = self._hub
         wanted = [job_id for job_id in command.job_ids if hub.needs_lookup(job_id, command.queue)]
         if not wanted:
-            self._subscribe_now(_Subscribing(command))
+            self._subscribe_now(Subscribing(command))
             return None
         # What comes meanwhile of any of them is told after the answer, behind what Redis still holds.
         hub.hold(command.job_ids)
-        self._pending = _Subscribing(command, asked_at=hub.position())
+        self._pending = Subscribing(command, asked_at=hub.position())
         return Lookup(wanted)
 
-    def _subscribe_now(self, subscribing: _Subscribing) -> None:
+    def _subscribe_now(self, subscribing: Subscribing) -> None:
         command = subscribing.command
         subscribing.refused |= command.refused
         subscribing.position = self._hub.position()
@@ -298,97 +285,29 @@ class Session:
         topics = self._hub.index.topics(self)
         if queue is None:
             return any(topic[1] in (None, job_id) for topic in topics)
-        return not topics.keys().isdisjoint(_topics_of(queue, job_id))
+        return not topics.keys().isdisjoint(topics_of(queue, job_id))
 
     # Answers, snapshots, replays
 
-    def _answer(self, subscribing: _Subscribing) -> None:
-        command = subscribing.command
-        jobs: dict[str, object] = {}
-        owed: list[tuple[Key, int, bool]] = []
+    def _answer(self, subscribing: Subscribing) -> None:
+        command, history = subscribing.command, self._hub.history
+        sent = Sent(self._hub.index.topics(self), self._snapshot_queues or (), subscribing)
         if command.since_of_one:
-            command.since = self._since_of_bearer(command)
+            command.since = since_of_bearer(history, command)
+        jobs: dict[str, object] = {}
+        owed: list[tuple[Key, Debt]] = []
         for job_id in command.job_ids:
             if job_id not in subscribing.refused:
                 key = (command.queue, job_id)
-                jobs[job_id], debt = self._stand(key, subscribing)
-                if debt is not None:
-                    owed.append((key, *debt))
+                standing = stand(key, subscribing, history, sent)
+                jobs[job_id] = standing.answer
+                self._hub.stats.replayed += standing.replayed
+                if standing.debt is not None:
+                    owed.append((key, standing.debt))
         jobs |= {job_id: {"error": code.value} for job_id, code in subscribing.refused.items()}
         self._reply("subscribed", {**command.echo, "jobs": jobs}, command.ref)
-        for key, position, snapshot in owed:
-            self._owe(key, position, snapshot=snapshot)
-
-    def _since_of_bearer(self, command: JobsCommand) -> dict[str, str]:
-        """`since` for the one job that bears the id; none where two do: taken for the wrong job it would
-        pass over events that the client has not seen."""
-        history = self._hub.history
-        bearers = {
-            job_id: since
-            for job_id, since in command.since.items()
-            if any(event.id == since for event in history.events(job_id, command.queue))
-        }
-        return bearers if len(bearers) == 1 else {}
-
-    def _stand(
-        self, key: Key, subscribing: _Subscribing
-    ) -> tuple[dict[str, object], tuple[int, bool] | None]:
-        """What the answer says of one job; and from which position it is owed events, and whether the
-        snapshot."""
-        queue, job_id = key
-        history = self._hub.history
-        since = subscribing.command.since.get(job_id)
-        fresh = job_id in subscribing.fresh
-        if not history.exposed:
-            # Nothing is shown of the past, but what was just read is news to whoever asked for it.
-            news = (subscribing.asked_at or 0, False)
-            return _stands(known=False), news if subscribing.asked_at is not None else None
-        if since is not None:
-            later = history.after(job_id, queue, since)
-            unsent = None if later is None else self._unsent(later, key, subscribing)
-            if unsent is not None:
-                self._hub.stats.replayed += len(unsent)
-                position = (unsent[0].seq - 1, False) if unsent else None
-                return _stands(known=True, recovered=True, replayed=len(unsent)), position
-        snapshot = history.snapshot(job_id, queue)
-        if not snapshot:
-            return _stands(known=False), None
-        if not fresh:
-            return _stands(known=True), (snapshot[-1].seq - 1, False)
-        if self._was_sent(snapshot[-1:], key, subscribing):
-            return _stands(known=True), (min(snapshot[-1].seq - 1, subscribing.position), False)
-        return _stands(known=True), (subscribing.position, True)
-
-    def _unsent(
-        self, later: list[JobEvent], key: Key, subscribing: _Subscribing
-    ) -> list[JobEvent] | None:
-        """Those of `later` that no other subscription brought; None where one did, and older ones are
-        missing: they must not come after it."""
-        sent = 0
-        for number in range(len(later)):
-            if self._was_sent(later[number : number + 2], key, subscribing):
-                if sent < number:
-                    return None
-                sent = number + 1
-        return later[sent:]
-
-    def _was_sent(self, events: list[JobEvent], key: Key, subscribing: _Subscribing) -> bool:
-        """Whether another subscription of this session, or an earlier one to `key`, brought the first of
-        `events` (or will); the second is the one that follows it, if any."""
-        event = events[0]
-        fresh = key[1] in subscribing.fresh
-        if fresh and event.seq > subscribing.position:
-            return False
-        topics = self._hub.index.topics(self)
-        for topic in _topics_of(event.queue, event.job_id):
-            began = topics.get(topic)
-            if began is None or (fresh and topic == key):
-                continue
-            gave_snapshot = topic[1] is not None or topic[0] in (self._snapshot_queues or ())
-            is_snapshot = gave_snapshot and (len(events) == 1 or events[1].seq > began)
-            if event.seq > began or is_snapshot:
-                return True
-        return False
+        for key, debt in owed:
+            self._owe(key, debt.position, snapshot=debt.snapshot)
 
     def _owe(
         self, key: Key, position: int, *, snapshot: bool, sent_after: float = math.inf
@@ -444,15 +363,6 @@ class Session:
         return True
 
 
-def _topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
-    """The topics that an event of this job matches."""
-    return ((None, job_id),) if queue is None else ((None, job_id), (queue, job_id), (queue, None))
-
-
 def _whole(number: float) -> float:
     """25 rather than 25.0: the same to JSON, kinder to readers and to typed clients."""
     return int(number) if number == int(number) else number
-
-
-def _stands(*, known: bool, recovered: bool = False, replayed: int = 0) -> dict[str, object]:
-    return {"known": known, "recovered": recovered, "replayed": replayed}
