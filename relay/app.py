@@ -9,14 +9,13 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import structlog
 from aiohttp import web
-from redis.exceptions import RedisError
 
 from relay import logs, systemd
+from relay.catchup import CatchUp
 from relay.config import ConfigError
 from relay.core.errors import InvalidReason
 from relay.core.event import JobEvent, Source
@@ -98,13 +97,7 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._log = structlog.stdlib.get_logger()
         self._stats = Stats()
-        self._durable = config.history.backend == "redis"
-        self._was_up = False
         self._accepts = True  # whether there was a descriptor left for one more connection
-        self._came_up = asyncio.Event()
-        # Since when what Redis told has not been caught up with; None where it has.
-        self._behind_since_ms: int | None = time.time_ns() // 1_000_000
-        self._reconnected: list[str] = []  # jobs held since Redis came up
         self._paused = False
         self._unfinished: list[tuple[float, Routed]] = []  # batches not yet at their last socket
         self._invalid_lines = logs.RateLimited(INVALID_LINES_PER_SECOND)
@@ -180,6 +173,17 @@ class Relay:
             max_connections=config.limits.max_connections,
             max_connections_per_address=config.limits.max_connections_per_address,
         )
+        self._catch_up = CatchUp(
+            self._stats,
+            self._history,
+            self._router,
+            self._index,
+            recall=self._recall,
+            lookups=self._lookups,
+            durable=config.history.backend == "redis",
+            silent_seconds=2 * config.redis.health_check_seconds,
+            tell_all=self._gateway.tell_all,
+        )
         self._build_web(routes)
         self._tell_details(config.log.level == "debug")
 
@@ -214,7 +218,7 @@ class Relay:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._subscription.run())
             tasks.create_task(self._lookups.run())
-            tasks.create_task(self._catch_up())
+            tasks.create_task(self._catch_up.run())
             tasks.create_task(self._gateway.beat())
             tasks.create_task(self._tick())
 
@@ -289,72 +293,13 @@ class Relay:
             self._subscription.resume()
 
     def _on_up(self) -> None:
-        self._stats.redis_up = True
-        again, self._was_up = self._was_up, True
-        self._stats.redis_reconnects += again
         self._log.info("redis_subscribed", url=self._config.redis.shown_url)
-        if again and not self._durable:
-            self._stats.gaps += 1
-            self._history.mark_gap(self._router.seq)
-            self._gateway.tell_all(redis_up=True, gap=lambda _: True)
-        elif not self._durable:
-            self._gateway.tell_all(redis_up=True)
-        else:
-            self._history.mark_stale(self._router.seq)
+        self._catch_up.came_up()
         if self._paused:
             self._subscription.pause()  # a new link, but the last batch is still on its way
-        # From now on these are told behind what is read of them, so nothing newer comes first.
-        held = list(self._index.jobs()) if self._recall.knows_anything else []
-        self._router.hold(held)
-        self._reconnected += held  # those of a link that was lost again may still be among them
-        self._recall.watch_for_gaps()
-        self._came_up.set()
 
     def _on_down(self, _: str) -> None:
-        self._stats.redis_up = False
-        if self._behind_since_ms is None:
-            self._behind_since_ms = time.time_ns() // 1_000_000
-        self._gateway.tell_all(redis_up=False)
-
-    async def _catch_up(self) -> None:
-        """After each time that Redis came up: read what was missed of the jobs that are watched."""
-        while True:
-            await self._came_up.wait()
-            self._came_up.clear()
-            link = self._stats.redis_reconnects
-            held, self._reconnected = self._reconnected, []
-            queues = list(self._index.queues()) if self._durable else []
-            try:
-                noted = await self._recall.jobs_of_queues(queues, self._missed_since_ms())
-            except RedisError:
-                noted = {queue: (set(), False) for queue in queues}
-            jobs = {job_id for names, _ in noted.values() for job_id in names}
-            self._lookups.refresh([*held, *jobs], partial(self._on_caught_up, link, noted))
-            self._router.release(held)
-
-    def _on_caught_up(self, link: int, noted: Mapping[str, tuple[set[str], bool]]) -> None:
-        if not self._durable:
-            return
-        if not self._stats.redis_up or link != self._stats.redis_reconnects:
-            return  # lost again: the next time goes back as far
-        self._behind_since_ms = None
-        missed = self._recall.gaps()
-        holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
-        if missed or holed:
-            self._stats.gaps += 1
-
-        def has_gap(session: Session) -> bool:
-            topics = self._index.topics(session)
-            return any(queue in holed if job is None else job in missed for queue, job in topics)
-
-        self._gateway.tell_all(redis_up=True, gap=has_gap)
-
-    def _missed_since_ms(self) -> int:
-        """From when on something may have been missed: the link was silent for some time before its end
-        was noticed, and publishers' clocks may differ."""
-        silent_ms = int(2000 * self._config.redis.health_check_seconds)
-        behind_ms = self._behind_since_ms or time.time_ns() // 1_000_000
-        return behind_ms - silent_ms
+        self._catch_up.went_down()
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None

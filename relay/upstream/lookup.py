@@ -28,7 +28,7 @@ MAX_NEGATIVE: Final = 16_384  # jobs remembered as not found
 MAX_WAITING_JOBS: Final = 16_384  # jobs asked for and not read yet
 # Redis loads its data before it answers GET, but confirms a subscription at once.
 RETRY_SECONDS: Final = 1.0
-# How long a refresh may hold a job's live events back; then it is given up, and said to be.
+# How long failing reads may hold a job's live events back; then it is given up, and said to be.
 REFRESH_SECONDS: Final = 10.0
 LOG_INTERVAL_SECONDS: Final = 10.0
 
@@ -60,15 +60,15 @@ class _Waiter:
 
 class _Job:
     """A job to be read. `refresh`: it must be read after now; `issued`: its read is under way;
-    `give_up_at`: until when the refresh is worth waiting for."""
+    `give_up_at`: until when it is worth trying again."""
 
     __slots__ = ("give_up_at", "issued", "job_id", "keys", "refresh", "waiters")
 
-    def __init__(self, job_id: str, keys: list[tuple[Identity, bytes]]) -> None:
+    def __init__(self, job_id: str, keys: list[tuple[Identity, bytes]], give_up_at: float) -> None:
         self.job_id = job_id
         self.keys = keys
         self.waiters: list[_Waiter] = []
-        self.give_up_at = float("inf")
+        self.give_up_at = give_up_at
         self.refresh = False
         self.issued = False
 
@@ -122,8 +122,9 @@ class Lookups:
     def request(self, job_ids: Sequence[str], done: Callable[[], None]) -> None:
         """Have the jobs read and call `done` when that is over: found, not found, failed, or too late.
 
-        `done` is called once; before this returns where there is nothing to wait for. What is found
-        after `done` was called for lateness is merged all the same.
+        `done` is called once; before this returns where there is nothing to wait for. What could not be
+        read is tried again, for `REFRESH_SECONDS`: what is found after `done` was called is merged all
+        the same.
         """
         waiter = _Waiter(done)
         if self._is_connected() and not self._closed:
@@ -139,6 +140,10 @@ class Lookups:
             self._wake.set()
         else:
             waiter.answer()
+
+    def jobs(self) -> list[str]:
+        """The jobs that wait to be read or are being read."""
+        return list(self._jobs)
 
     def refresh(self, job_ids: Iterable[str], done: Callable[[], None]) -> None:
         """Read the jobs again, whatever is known of them; due after every reconnect.
@@ -191,7 +196,7 @@ class Lookups:
 
     def _add(self, job_id: str, keys: list[tuple[Identity, bytes]]) -> _Job:
         self._hold([job_id])
-        job = self._jobs[job_id] = _Job(job_id, keys)
+        job = self._jobs[job_id] = _Job(job_id, keys, self._clock() + REFRESH_SECONDS)
         return job
 
     def _ask(self, job_id: str, now: float) -> _Job | None:
@@ -228,7 +233,6 @@ class Lookups:
         return batch
 
     async def _read_batch(self, batch: list[_Job]) -> None:
-        again = {job.job_id for job in batch if job.refresh}
         for job in batch:
             job.refresh = False
         keys = [key for job in batch for _, key in job.keys]
@@ -242,12 +246,14 @@ class Lookups:
             lasting = isinstance(error, ResponseError)  # refused: it would be again
             retry = self._is_connected() and not lasting
             for job in batch:
-                in_time = self._clock() < job.give_up_at
-                job.refresh |= retry and in_time and job.job_id in again
+                # Also where everybody was answered: who watches must still learn what is there.
+                worth_it = retry and self._clock() < job.give_up_at
+                bounded = len(self._refreshing) < MAX_WAITING_JOBS
+                job.refresh |= worth_it and (bounded or job.job_id in self._unrefreshed)
                 if not job.refresh:
                     self._on_read(job.job_id, None)
                 self._end(job)
-            if retry and again:
+            if any(job.refresh for job in batch):
                 await self._pause()
             return
         if self._closed:

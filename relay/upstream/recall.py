@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from relay.core.event import Identity, Source, event_name, is_name
 from relay.core.history import History
@@ -136,6 +137,16 @@ class Recall:
         if read is not None:
             self._history.confirm(job_id, self._router.next_seq())
         self._router.merge(found, now)
+
+    async def servers(self) -> frozenset[str] | None:
+        """Who holds the history, by the id that each server gives itself at its start; None where that
+        cannot be asked. Redis: INFO."""
+        try:
+            info: Any = await self._client.info("server")
+        except RedisError:
+            return None
+        one_server = "run_id" in info
+        return frozenset(one["run_id"] for one in ([info] if one_server else info.values()))
 
     async def jobs_of_queues(
         self, queues: Iterable[str], since_ms: int

@@ -205,6 +205,25 @@ async def test_subscription_made_while_redis_is_away_gets_what_is_found_after(
     assert end["id"] == work.ids[0]
 
 
+async def test_end_that_redis_was_too_slow_to_tell_in_time_is_told_when_it_can(
+    daemon: StartDaemon, own_redis: EmbeddedRedis, work: Work
+) -> None:
+    settings = on(own_redis)
+    settings["redis"]["health_check_seconds"] = 60.0  # the link outlives the standstill
+    relay = daemon(settings)
+    work.progress(10)
+    work.complete()
+    async with Client.at(relay.ws_url) as client:
+        own_redis.freeze()
+        stands = await client.subscribe(JOB, since=work.ids[0])
+        own_redis.resume()
+        (*_, end) = await client.told_until_the_end()
+
+    assert stands == {"known": False, "recovered": False, "replayed": 0}
+    assert end["id"] == work.ids[-1]
+    assert job_events_of(client) == work.ids
+
+
 # Recovery
 
 

@@ -1,0 +1,152 @@
+"""What the relay does when its link to Redis comes up and goes: who is told, and what is read again.
+
+With history in memory every reconnection is a gap, said at once. With durable history the jobs that are
+watched, and those that publishers noted for watched queues, are read again; only then is everybody told
+that Redis is back, and whether something may have been missed. From the moment the link is up until a
+job was read its live messages are held, so that nothing newer comes first.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from relay.core.history import History
+from relay.core.index import Index
+from relay.core.router import Router
+from relay.core.session import Session
+from relay.core.stats import Stats
+from relay.upstream.lookup import Lookups
+from relay.upstream.recall import Recall
+
+Noted = Mapping[str, tuple[set[str], bool]]  # by queue: its jobs, and whether these are all
+
+
+class TellAll(Protocol):
+    """Sends `relay-status` to everybody; `gap` says who may have missed something."""
+
+    def __call__(self, *, redis_up: bool, gap: Callable[[Session], bool] | None = None) -> None: ...
+
+
+class CatchUp:
+    """Keeps the clients' knowledge whole, or says that it is not.
+
+    Args:
+        durable: whether history is in Redis. silent_seconds: for how long the link may have been silent
+            before its end was noticed.
+    """
+
+    def __init__(
+        self,
+        stats: Stats,
+        history: History,
+        router: Router,
+        index: Index[Session],
+        *,
+        recall: Recall,
+        lookups: Lookups,
+        durable: bool,
+        silent_seconds: float,
+        tell_all: TellAll,
+    ) -> None:
+        self._stats = stats
+        self._history = history
+        self._router = router
+        self._index = index
+        self._recall = recall
+        self._lookups = lookups
+        self._durable = durable
+        self._silent_ms = int(1000 * silent_seconds)
+        self._tell_all = tell_all
+        self._link = 0  # which link this is
+        self._came_up = asyncio.Event()
+        self._held: list[str] = []  # jobs held since the link came up
+        # From when on something may have been missed; None while nothing is.
+        self._behind_since_ms: int | None = _now_ms()
+        self._servers: frozenset[str] | None = None  # who held the history when it was last whole
+
+    def came_up(self) -> None:
+        """The subscription is confirmed; called before any message of the new link is routed."""
+        self._stats.redis_up = True
+        self._link += 1
+        if self._durable:
+            self._history.mark_stale(self._router.seq)
+        if self._link == 1:
+            # Nobody was told of anything before: what is missing was never promised.
+            self._tell_all(redis_up=True)
+        else:
+            self._stats.redis_reconnects += 1
+            if not self._durable:
+                self._stats.gaps += 1
+                self._history.mark_gap(self._router.seq)
+                self._tell_all(redis_up=True, gap=lambda _: True)
+        # What is being read now may have been read before the link was up: it is read once more.
+        held = [*self._index.jobs(), *self._lookups.jobs()] if self._recall.knows_anything else []
+        self._router.hold(held)
+        self._held += held  # those of a link that was lost again may still be among them
+        self._recall.watch_for_gaps()
+        self._came_up.set()
+
+    def went_down(self) -> None:
+        """The link is lost."""
+        self._stats.redis_up = False
+        if self._behind_since_ms is None:
+            self._behind_since_ms = _now_ms()
+        self._tell_all(redis_up=False)
+
+    async def run(self) -> None:
+        """After each time that the link came up: have everything read that may have been missed."""
+        while True:
+            await self._came_up.wait()
+            self._came_up.clear()
+            link, (held, self._held) = self._link, (self._held, [])
+            changed = self._durable and await self._are_others()
+            noted = await self._noted() if self._durable else {}
+            jobs = {job_id for names, _ in noted.values() for job_id in names}
+            self._lookups.refresh(
+                [*held, *jobs], partial(self._on_caught_up, link, noted, changed=changed)
+            )
+            self._router.release(held)
+
+    async def _noted(self) -> Noted:
+        """What publishers noted for the watched queues since something may have been missed."""
+        queues = list(self._index.queues())
+        since_ms = (self._behind_since_ms or _now_ms()) - self._silent_ms
+        try:
+            return await self._recall.jobs_of_queues(queues, since_ms)
+        except RedisError:
+            return {queue: (set(), False) for queue in queues}
+
+    async def _are_others(self) -> bool:
+        """Whether other servers hold the history than before: one that was restarted, a replica that took
+        over. Then an event may be gone of which no trace is left."""
+        servers = await self._recall.servers()
+        before, self._servers = self._servers, servers or self._servers
+        return None not in (before, servers) and before != servers
+
+    def _on_caught_up(self, link: int, noted: Noted, *, changed: bool) -> None:
+        if not self._stats.redis_up or link != self._link:
+            return  # lost again: the next time goes back as far
+        self._behind_since_ms = None
+        missed = self._recall.gaps()
+        holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
+        if not self._durable or link == 1:
+            return  # told already
+        if changed or missed or holed:
+            self._stats.gaps += 1
+
+        def has_gap(session: Session) -> bool:
+            topics = self._index.topics(session)
+            return bool(topics) and (
+                changed
+                or any(queue in holed if job is None else job in missed for queue, job in topics)
+            )
+
+        self._tell_all(redis_up=True, gap=has_gap)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
