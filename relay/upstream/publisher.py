@@ -1,34 +1,27 @@
 """Tells the relay of jobs: one flat payload a message, on the channel that the template names.
 
-`Publisher` is for asyncio, `SyncPublisher` for everything else; both only add a connection to the
-pure functions of `payloads` and `durable`. Without durable history a message is one PUBLISH; with it the
-script that appends and publishes, and in the same round trip the note for its queue's watchers.
+`Publisher` is for asyncio, `SyncPublisher` for everything else; both only join the pure functions of
+`payloads` and `durable` with `sending`, which knows how Redis is laid out. Without durable history a
+message is one PUBLISH; with it the script that appends and publishes, after the note for its queue's
+watchers.
 
-Nothing connects before the first message. Messages go out over one connection, in the order of the
-calls. A lost connection is replaced once for each message, so a message without a key may arrive
-twice, but is never dropped in silence: what cannot be sent raises.
+Nothing connects before the first message. Messages go out one at a time, in the order of the calls. A
+lost connection is replaced once for each message, so a message without a key may arrive twice. What
+cannot be sent raises.
 """
 
 import asyncio
-import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
-from redis.retry import Retry
-
 from relay.core.event import COMPLETED, FAILED, PROGRESS
 from relay.upstream import durable
 from relay.upstream.durable import DurableHistory
+from relay.upstream.link import RedisSettings
 from relay.upstream.payloads import (
     DEFAULT_CHANNEL,
     Message,
@@ -37,15 +30,9 @@ from relay.upstream.payloads import (
     flat_payload,
     parse_template,
 )
+from relay.upstream.sending import Sender, SyncSender
 
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
-
-_RETRIES = 1
-# A frozen server is not asked twice: the caller's own work waits for the answer.
-_RETRIED = (RedisConnectionError,)
-
-# The standard library's: this runs in other people's workers, whose logs are theirs to arrange.
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,26 +65,25 @@ class Publisher:
         """Connects with the first message.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`; credentials in it win over those below.
+            url: as the relay's `redis.url`: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or
+                `redis+cluster://`; credentials in it win over those below.
             channel: the channel template, the same as the relay's source has.
             history: keep each event in Redis too, for a relay with `history.backend = "redis"`: True
                 with that setting's defaults, a `DurableHistory` with others, None not at all.
             username: of Redis' ACL; empty: none.
             password: empty: none.
             tls_ca_file: PEM file of the authority to trust for `rediss://`; empty: the system's.
-            timeout_seconds: for the connection, and again for Redis' answer to each message.
+            timeout_seconds: for the connection, and again for Redis' answer to each message; in a
+                cluster for each node that is asked.
 
         Raises:
             ValueError: the URL or the template is at fault.
         """
         self._template = parse_template(channel)
         self._history = durable.chosen(history)
-        self._queue_complaint = _Complaint()
         self._lock = asyncio.Lock()
-        self._redis = redis.asyncio.Redis.from_url(
-            url,
-            retry=AsyncRetry(NoBackoff(), _RETRIES, supported_errors=_RETRIED),
-            **_connection_options(url, username, password, tls_ca_file, timeout_seconds),
+        self._sender = Sender(
+            _settings(url, username, password, tls_ca_file, timeout_seconds), timeout_seconds
         )
 
     async def progress(
@@ -185,27 +171,15 @@ class Publisher:
         # redis-py would open a second connection for a concurrent call, and that could overtake.
         async with self._lock:
             if self._history is None:
-                receivers = await self._redis.publish(message.channel, message.payload)
-                return Receipt(receivers=int(receivers))
-            return Receipt(event_id=await self._append(self._history, message, key))
-
-    async def _append(self, history: DurableHistory, message: Message, key: str | None) -> str:
-        arguments = durable.append_arguments(history, message, key)
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            # The note goes first: a connection that breaks in between must not leave an event of which
-            # the queue's watchers could never learn.
-            for command in durable.queue_commands(history, message, _now_ms()):
-                pipeline.execute_command(*command)
-            pipeline.execute_command("EVALSHA", durable.APPEND_SHA, 1, *arguments)
-            *noted, appended = await pipeline.execute(raise_on_error=False)
-        self._queue_complaint.look_at(noted)
-        if isinstance(appended, NoScriptError):
-            appended = await self._redis.eval(durable.APPEND_SCRIPT, 1, *arguments)
-        return _event_id(appended)
+                receivers = await self._sender.publish(message.channel, message.payload)
+                return Receipt(receivers=receivers)
+            notes = durable.queue_commands(self._history, message, _now_ms())
+            event = durable.append_arguments(self._history, message, key)
+            return Receipt(event_id=await self._sender.append(notes, event))
 
     async def aclose(self) -> None:
         """Close the connection; idempotent."""
-        await self._redis.aclose()
+        await self._sender.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -236,12 +210,9 @@ class SyncPublisher:
         """See `Publisher`."""
         self._template = parse_template(channel)
         self._history = durable.chosen(history)
-        self._queue_complaint = _Complaint()
         self._lock = threading.Lock()
-        self._redis = redis.Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), _RETRIES, supported_errors=_RETRIED),
-            **_connection_options(url, username, password, tls_ca_file, timeout_seconds),
+        self._sender = SyncSender(
+            _settings(url, username, password, tls_ca_file, timeout_seconds), timeout_seconds
         )
 
     def progress(
@@ -302,24 +273,14 @@ class SyncPublisher:
         durable.check_key(self._history, key)
         with self._lock:
             if self._history is None:
-                return Receipt(receivers=int(self._redis.publish(message.channel, message.payload)))
-            return Receipt(event_id=self._append(self._history, message, key))
-
-    def _append(self, history: DurableHistory, message: Message, key: str | None) -> str:
-        arguments = durable.append_arguments(history, message, key)
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for command in durable.queue_commands(history, message, _now_ms()):
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-            pipeline.evalsha(durable.APPEND_SHA, 1, *arguments)
-            *noted, appended = pipeline.execute(raise_on_error=False)
-        self._queue_complaint.look_at(noted)
-        if isinstance(appended, NoScriptError):
-            appended = self._redis.eval(durable.APPEND_SCRIPT, 1, *arguments)
-        return _event_id(appended)
+                return Receipt(receivers=self._sender.publish(message.channel, message.payload))
+            notes = durable.queue_commands(self._history, message, _now_ms())
+            event = durable.append_arguments(self._history, message, key)
+            return Receipt(event_id=self._sender.append(notes, event))
 
     def close(self) -> None:
         """Close the connection; idempotent."""
-        self._redis.close()
+        self._sender.close()
 
     def __enter__(self) -> Self:
         return self
@@ -333,47 +294,16 @@ class SyncPublisher:
         self.close()
 
 
-class _Complaint:
-    """Says once that queues' jobs cannot be noted: events go out all the same, message after message."""
-
-    __slots__ = ("_made",)
-
-    def __init__(self) -> None:
-        self._made = False
-
-    def look_at(self, replies: Sequence[object]) -> None:
-        fault = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        if fault is not None and not self._made:
-            self._made = True
-            _log.warning(
-                "Redis refuses to note a queue's jobs, so its watchers will be told of gaps; allow "
-                "ZADD, ZREMRANGEBYRANK and EXPIRE on the keys of durable history: %s",
-                fault,
-            )
-
-
-def _event_id(appended: Any) -> str:
-    if isinstance(appended, Exception):
-        raise appended
-    event_id: str = appended.decode()
-    return event_id
-
-
-def _connection_options(
+def _settings(
     url: str, username: str, password: str, tls_ca_file: str, timeout_seconds: float
-) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        # RESP3 would bring nothing here, and a refused login in words that nobody understands.
-        "protocol": 2,
-        "username": username or None,
-        "password": password or None,
-        "socket_connect_timeout": timeout_seconds,
-        "socket_timeout": timeout_seconds,
-    }
-    # redis-py's plain connections refuse TLS options.
-    if tls_ca_file and url.startswith("rediss:"):
-        options["ssl_ca_certs"] = tls_ca_file
-    return options
+) -> RedisSettings:
+    return RedisSettings(
+        url=url,
+        username=username,
+        password=password,
+        tls_ca_file=tls_ca_file,
+        connect_timeout_seconds=timeout_seconds,
+    )
 
 
 def _now_ms() -> int:

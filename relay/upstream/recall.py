@@ -142,7 +142,8 @@ class Recall:
         """Who holds the history, by the id that each server gives itself at its start; None where that
         cannot be asked. Redis: INFO."""
         try:
-            info: Any = await self._client.info("server")
+            with _closed_is_lost():
+                info: Any = await self._client.info("server")
         except RedisError:
             return None
         one_server = "run_id" in info
