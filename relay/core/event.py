@@ -130,9 +130,10 @@ class Draft:
 
 
 class Source(Protocol):
-    """A publisher's dialect. Both methods are pure."""
+    """A publisher's dialect. Both methods are pure; `remembered` is what `identify` said of channels before."""
 
     pattern: str
+    remembered: dict[bytes, "Identity | None"]
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells, or None where it is not of this source's shape."""

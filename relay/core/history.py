@@ -73,15 +73,23 @@ class History:
     def keep(self, identity: Identity, message: bytes, seq: int, now: float, now_ms: int) -> None:
         """Keep a message as it is, to be understood later. The identity must tell the job."""
         key = identity.key
-        record = self._touch(key, now)  # type: ignore[arg-type]
+        record = self._records.get(key)  # type: ignore[arg-type]
+        if record is None:
+            record = self._touch(key, now)  # type: ignore[arg-type]
+        else:
+            # As `_touch` does: this is the hot path, and a call saved is a tenth of it.
+            self._records.move_to_end(key)  # type: ignore[arg-type]
+            if key[0] is not None:
+                self._by_queue[key[0]].move_to_end(key[1])  # type: ignore[arg-type]
+            record.updated_at = now
         self.size_bytes += record.keep((identity, message, seq, now_ms))
         limit = self._max_events
-        if key[1] in self.holding:
+        if self.holding and key[1] in self.holding:
             limit += self._max_held  # beside what was known and what is read
         else:
             record.known_seq = seq
         if len(record.entries) > limit:
-            self._trim(record, limit)
+            self.size_bytes -= record.trim(limit)
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
             self._evict(record)
 
@@ -127,7 +135,7 @@ class History:
         # What is held back is not yet told: it must not make room for what is read.
         limit = self._max_events + record.raw_count
         if len(record.entries) > limit:
-            self._trim(record, limit)
+            self.size_bytes -= record.trim(limit)
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
             self._evict(record)
         return event
@@ -295,13 +303,8 @@ class History:
             return None
         self.size_bytes += record.size_bytes - before
         if len(record.entries) > self._max_events:
-            self._trim(record, self._max_events)
+            self.size_bytes -= record.trim(self._max_events)
         return event
-
-    def _trim(self, record: Record, max_events: int) -> None:
-        before = record.size_bytes
-        record.trim(max_events)
-        self.size_bytes += record.size_bytes - before
 
     def _evict(self, newest: Record) -> None:
         """Get back within the bounds: whole jobs first, then the newest job's own past.
@@ -316,14 +319,12 @@ class History:
             key, oldest = next(iter(self._records.items()))
             if spared < _MAX_SPARED and oldest is not newest and self._is_watched(oldest.job_id):
                 spared += 1
-                self._trim(oldest, 1)
+                self.size_bytes -= oldest.trim(1)
                 self._records.move_to_end(key)
             else:
                 self._forget(oldest)
         while self.size_bytes > self._max_bytes and len(newest.entries) > 1:
-            before = newest.size_bytes
-            newest.trim(len(newest.entries) - 1)
-            self.size_bytes += newest.size_bytes - before
+            self.size_bytes -= newest.trim(len(newest.entries) - 1)
 
     def _forget(self, record: Record) -> None:
         del self._records[(record.queue, record.job_id)]

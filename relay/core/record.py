@@ -126,24 +126,30 @@ class Record:
         self.updated_seq = self.known_seq = seq
         return event
 
-    def trim(self, max_events: int) -> None:
+    def trim(self, max_events: int) -> int:
         """Drop the oldest entries beyond `max_events`, save the one that the job ended with.
 
         Settled ones go first: where raw ones are held back, they are the newer, whatever their place.
+        Returns the bytes that this frees.
         """
-        while len(self.entries) > max(max_events, 1):
+        freed = 0
+        while len(self.entries) > max_events and len(self.entries) > 1:
             entry = self.entries.pop(self._oldest())
-            if type(entry) is JobEvent:
-                self.trimmed_seq = max(self.trimmed_seq, entry.seq)
-                self.size_bytes -= len(entry.data) + ENTRY_OVERHEAD_BYTES
-                if self._ids is not None:
-                    self._ids.discard(entry.id)
-            else:
-                self.trimmed_seq = max(self.trimmed_seq, entry[2])  # type: ignore[index]
-                self.size_bytes -= len(entry[1]) + ENTRY_OVERHEAD_BYTES  # type: ignore[index]
+            if type(entry) is tuple:
+                _, message, seq, at_ms = entry
+                freed += len(message) + ENTRY_OVERHEAD_BYTES
                 self.raw_count -= 1
                 if self._first_ms is None:
-                    self._first_ms = entry[3]  # type: ignore[index]
+                    self._first_ms = at_ms
+            else:
+                assert isinstance(entry, JobEvent)
+                seq = entry.seq
+                freed += len(entry.data) + ENTRY_OVERHEAD_BYTES
+                if self._ids is not None:
+                    self._ids.discard(entry.id)
+            self.trimmed_seq = max(self.trimmed_seq, seq)
+        self.size_bytes -= freed
+        return freed
 
     def events(self) -> list[JobEvent]:
         """The settled events, oldest first."""
@@ -164,6 +170,11 @@ class Record:
 
     def _oldest(self) -> int:
         """The place of the entry that is to go first."""
+        first = self.entries[0]
+        if first is not self._end and (
+            type(first) is JobEvent or self.raw_count == len(self.entries)
+        ):
+            return 0  # nearly always
         settled = len(self.entries) - self.raw_count - (self._end is not None)
         return next(
             place

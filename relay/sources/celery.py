@@ -57,7 +57,7 @@ class CelerySource:
         # Not by way of `parse`: a brace in the app's prefix is no placeholder.
         self.pattern = ChannelTemplate(prefix + "{jobId}", [prefix, ""], ["jobId"]).pattern
         self._prefix = prefix.encode()
-        self._identities: dict[bytes, Identity | None] = {}
+        self.remembered: dict[bytes, Identity | None] = {}
 
     def key(self, job_id: str) -> bytes:
         """The Redis key that holds the task's last state; also its channel."""
@@ -70,12 +70,12 @@ class CelerySource:
             DecodeError: the task's id cannot name a job.
         """
         try:
-            return self._identities[channel]
+            return self.remembered[channel]
         except KeyError:
             identity = self._identify(channel)
-        if len(self._identities) >= MAX_REMEMBERED_CHANNELS:
-            self._identities.clear()
-        self._identities[channel] = identity
+        if len(self.remembered) >= MAX_REMEMBERED_CHANNELS:
+            self.remembered.clear()
+        self.remembered[channel] = identity
         return identity
 
     def _identify(self, channel: bytes) -> Identity | None:

@@ -42,7 +42,7 @@ class ChannelSource:
     def __init__(self, template: ChannelTemplate) -> None:
         self.pattern = template.pattern
         self._template = template
-        self._identities: dict[bytes, Identity | None] = {}
+        self.remembered: dict[bytes, Identity | None] = {}
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells; None where it is not of the template's shape.
@@ -51,14 +51,14 @@ class ChannelSource:
             DecodeError: a placeholder of it holds what cannot be a job's or a queue's name.
         """
         try:
-            return self._identities[channel]
+            return self.remembered[channel]
         except KeyError:
             identity = self._identify(channel)
         if len(channel) > _MAX_REMEMBERED_BYTES:
             return identity
-        if len(self._identities) >= MAX_REMEMBERED_CHANNELS:
-            self._identities.clear()
-        self._identities[channel] = identity
+        if len(self.remembered) >= MAX_REMEMBERED_CHANNELS:
+            self.remembered.clear()
+        self.remembered[channel] = identity
         return identity
 
     def _identify(self, channel: bytes) -> Identity | None:

@@ -120,7 +120,7 @@ def test_remembered_channels_are_bounded() -> None:
     for n in range(MAX_REMEMBERED_CHANNELS + 10):
         source.identify(b"celery-task-meta-%d" % n)
 
-    assert len(source._identities) <= MAX_REMEMBERED_CHANNELS
+    assert len(source.remembered) <= MAX_REMEMBERED_CHANNELS
 
 
 # --- states ----------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_flood_of_channels_is_not_remembered_without_bound() -> None:
         reader.identify(b"jobs:progress:%d" % number)
     reader.identify(b"jobs:%b:a" % (b"x" * 5000))
 
-    assert len(reader._identities) == 10
+    assert len(reader.remembered) == 10
 
 
 # --- the two forms ---------------------------------------------------------------------------------
