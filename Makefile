@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format autobahn clean
+.PHONY: help demo test check format autobahn chaos clean
 
 # Tried in this order; PYTHON=/path/to/python chooses one.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -19,10 +19,11 @@ help:
 	@echo "make test      all checks: formatting, lint, types, tests (make check is the same)"
 	@echo "make format    put the formatting right, and what lint can mend by itself"
 	@echo "make autobahn  judge the WebSocket framing with Autobahn (needs Python 2.7)"
+	@echo "make chaos     break everything at random for three minutes, and see that nothing is lost"
 	@echo "make clean     remove .venv, caches and build results"
 	@echo
 	@echo "PYTHON=/path/to/python chooses the interpreter (>= 3.11) that .venv is made with;"
-	@echo "ARGS=\"--port 4000\" is handed to relay demo or to pytest."
+	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest or to the chaos run."
 
 demo: .venv/.installed-demo
 	@exec $(BIN)/relay demo $(ARGS)
@@ -42,6 +43,9 @@ format: .venv/.installed-test
 autobahn: .venv/.installed-test
 	@tests/autobahn/install.sh
 	$(BIN)/python -m tests.autobahn.run
+
+chaos: .venv/.installed-test
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # A name on the PATH proves nothing: version managers leave shims that only print an error, and
 # Debian's python3 has no ensurepip until python3-venv is there. So each candidate is asked.
