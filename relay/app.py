@@ -7,8 +7,9 @@ import asyncio
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -22,7 +23,7 @@ from relay.core.event import JobEvent, Source
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.router import Routed, Router
-from relay.core.session import Hub, Session
+from relay.core.session import MAX_QUEUE_SNAPSHOTS, Hub, Lookup, Session
 from relay.core.stats import Stats
 from relay.metrics import Metrics, RelayCollector
 from relay.settings import Config
@@ -30,7 +31,7 @@ from relay.sources.celery import CelerySource
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from relay.upstream.connection import RedisSettings, make_client
-from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups
+from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups, QueueLookups
 from relay.upstream.recall import Recall
 from relay.upstream.subscription import Subscription
 from relay.web import listener
@@ -160,11 +161,17 @@ class Relay:
             release=self._router.release,
             is_connected=lambda: self._stats.redis_up,
         )
+        self._queue_lookups = QueueLookups(
+            read=partial(self._recall.newest_of_queue, limit=MAX_QUEUE_SNAPSHOTS),
+            needs_lookup=self._recall.needs_lookup,
+            request=self._lookups.request,
+            is_connected=lambda: self._stats.redis_up,
+        )
         self._flusher = Flusher(self._loop, self._on_flushed)
         self._gateway = Gateway(
             self._make_hub(),
             flusher=self._flusher,
-            look_up=self._lookups.request,
+            look_up=self._look_up,
             other_connections=self._http_connections,
             epoch=epoch,
             interval_seconds=config.heartbeat.interval_seconds,
@@ -218,6 +225,7 @@ class Relay:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._subscription.run())
             tasks.create_task(self._lookups.run())
+            tasks.create_task(self._queue_lookups.run())
             tasks.create_task(self._catch_up.run())
             tasks.create_task(self._gateway.beat())
             tasks.create_task(self._tick())
@@ -335,6 +343,12 @@ class Relay:
 
     # Parts
 
+    def _look_up(self, lookup: Lookup, done: Callable[[], None]) -> None:
+        if lookup.queue is not None:
+            self._queue_lookups.request(lookup.queue, done)
+        else:
+            self._lookups.request(lookup.job_ids, done)
+
     def _make_hub(self) -> Hub:
         config = self._config
         return Hub(
@@ -345,6 +359,7 @@ class Relay:
             needs_lookup=self._recall.needs_lookup,
             hold=self._router.hold,
             release=self._router.release,
+            stores_queues=config.history.backend == "redis",
             wake=self._flusher.wake,
             heartbeat_seconds=config.heartbeat.interval_seconds,
             high_water_bytes=config.backpressure.high_water_bytes,

@@ -86,9 +86,13 @@ class Index(Generic[S]):
         """Whether anybody watches a job of this id by its name, in whatever queue."""
         return job_id in self._jobs or job_id in self._queue_job_ids
 
-    def audience(self, queue: str | None, job_id: str) -> Collection[S]:
-        """Everybody who watches this job, each once. Not to be changed, nor kept across a change."""
-        found = [subscribers for subscribers in self._sets(queue, job_id) if subscribers]
+    def audience(self, queue: str | None, job_id: str, *, by_name: bool = False) -> Collection[S]:
+        """Everybody who watches this job, each once; `by_name`: not those who watch its queue. Not to be
+        changed, nor kept across a change."""
+        sets = self._sets(None if by_name else queue, job_id)
+        found = [subscribers for subscribers in sets if subscribers]
+        if by_name and (named := self._queue_jobs.get((queue, job_id))):
+            found.append(named)
         if len(found) == 1:
             return found[0]
         return set().union(*found) if found else ()

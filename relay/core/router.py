@@ -141,8 +141,9 @@ class Router:
             self._deliver(bursts)
         return routed
 
-    def merge(self, found: Sequence[Found], now: float) -> None:
-        """Take what was read from Redis of jobs that are held, oldest first, and tell whoever watches.
+    def merge(self, found: Sequence[Found], now: float, *, by_name: bool = False) -> None:
+        """Take what was read from Redis of jobs that are held, oldest first, and tell whoever watches;
+        `by_name`: whoever watches these jobs, and not their queues.
 
         What is held back of a job came after everything that was read of it, save what was read itself.
         """
@@ -161,7 +162,7 @@ class Router:
             event = self.history.admit(draft, self.next_seq(), now, at_ms)
             if event is not None:
                 bursts.setdefault((draft.queue, draft.job_id), []).append(event)
-        self._deliver(bursts)
+        self._deliver(bursts, by_name=by_name)
 
     def hold(self, job_ids: Iterable[str]) -> None:
         """Hold back what comes of these jobs, until `release` was called as often."""
@@ -231,12 +232,12 @@ class Router:
         self._stats.invalid[reason.value] += 1
         self._on_invalid(reason, channel, error)
 
-    def _deliver(self, bursts: Mapping[Key, list[JobEvent]]) -> None:
+    def _deliver(self, bursts: Mapping[Key, list[JobEvent]], *, by_name: bool = False) -> None:
         deliveries = self._stats.deliveries
         overflowed: list[Session] = []
         for (queue, job_id), events in bursts.items():
             burst = Burst(queue, job_id, events)
-            audience = self._index.audience(queue, job_id)
+            audience = self._index.audience(queue, job_id, by_name=by_name)
             passed = 0
             for session in audience:
                 verdict = session.offer(burst)

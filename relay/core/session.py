@@ -48,6 +48,7 @@ class Hub:
     release: Callable[[list[str]], None]
     wake: Callable[["Session"], None]
     on_subscribed: Callable[["Session", str], None] | None = None
+    stores_queues: bool = False  # whether Redis knows jobs of a queue that we do not
     heartbeat_seconds: float
     high_water_bytes: int
     max_outbox_bytes: int
@@ -59,9 +60,13 @@ class Hub:
 
 @dataclass(slots=True)
 class Lookup:
-    """Jobs that must be looked up in Redis before the session can answer; then call its `resolve`."""
+    """What must be looked up in Redis before the session can answer; then call its `resolve`.
+
+    Jobs by id, or all that `queue` has.
+    """
 
     job_ids: list[str]
+    queue: str | None = None
 
 
 class Session:
@@ -73,7 +78,7 @@ class Session:
     """
 
     __slots__ = (
-        "_backfill", "_errors", "_hub", "_pending", "_snapshot_queues", "_tokens", "_tokens_at",
+        "_backfill", "_errors", "_hub", "_pending", "_pending_queue", "_snapshot_queues", "_tokens", "_tokens_at",
         "connection_id", "link", "outbox", "woken",
     )  # fmt: skip
 
@@ -86,7 +91,10 @@ class Session:
         self.woken = False
         self._hub = hub
         self._backfill: Backfill | None = None
-        self._pending: Subscribing | None = None  # a subscribe that waits for Redis
+        self._pending: Subscribing | None = None  # a subscribe to jobs that waits for Redis
+        self._pending_queue: tuple[QueueCommand, bool] | None = (
+            None  # one to a queue; whether it is new
+        )
         self._snapshot_queues: set[str] | None = None  # queues watched whose jobs' state was sent
         self._errors = 0
         self._tokens = float(hub.messages_burst)
@@ -148,6 +156,9 @@ class Session:
     def resolve(self) -> None:
         """Subscribe and answer, now that Redis was asked, with what history holds; what was held back
         of these jobs follows."""
+        if self._pending_queue is not None:
+            (command, added), self._pending_queue = self._pending_queue, None
+            self._answer_queue(command, added=added)
         subscribing, self._pending = self._pending, None
         if subscribing is None:
             return
@@ -158,6 +169,8 @@ class Session:
 
     def offer(self, burst: Burst) -> Verdict:
         """Be told of a job's new events. Verdict OVERFLOW: close as a slow consumer."""
+        if self._pending_queue is not None and self._waits_for(burst):
+            return Verdict.HELD
         if self._backfill is not None:
             absorbed = self._backfill.absorb(burst)
             if absorbed is not None:
@@ -185,7 +198,7 @@ class Session:
         subscribing, self._pending = self._pending, None
         if subscribing is not None:
             self._hub.release(subscribing.command.job_ids)
-        self._backfill = self._snapshot_queues = None
+        self._backfill = self._snapshot_queues = self._pending_queue = None
 
     # Commands
 
@@ -198,7 +211,7 @@ class Session:
                     self._unsubscribe((command.queue, job_id))
                 self._reply("unsubscribed", command.echo, command.ref)
             case QueueCommand(subscribe=True):
-                self._subscribe_to_queue(command)
+                return self._subscribe_to_queue(command)
             case QueueCommand():
                 self._unsubscribe((command.queue, None))
                 self._reply("unsubscribed", command.echo, command.ref)
@@ -234,11 +247,18 @@ class Session:
             raise self._too_many(command.ref)
         self._answer(subscribing)
 
-    def _subscribe_to_queue(self, command: QueueCommand) -> None:
-        queue = command.queue
-        added = self._subscribe((queue, None))
+    def _subscribe_to_queue(self, command: QueueCommand) -> Lookup | None:
+        added = self._subscribe((command.queue, None))
         if added is None:
             raise self._too_many(command.ref)
+        if command.snapshot and self._hub.history.exposed and self._hub.stores_queues:
+            self._pending_queue = (command, added)
+            return Lookup([], command.queue)
+        self._answer_queue(command, added=added)
+        return None
+
+    def _answer_queue(self, command: QueueCommand, *, added: bool) -> None:
+        queue = command.queue
         self._reply("subscribed", command.echo, command.ref)
         history, topics = self._hub.history, self._hub.index.topics(self)
         if not command.snapshot or not history.exposed:
@@ -254,6 +274,17 @@ class Session:
             is_known = (None, job_id) in topics or (queue, job_id) in topics
             sent = -1 if is_known else sent_after
             self._owe((queue, job_id), position, snapshot=True, sent_after=sent)
+
+    def _waits_for(self, burst: Burst) -> bool:
+        """Whether the burst concerns this session only by a queue whose snapshot is being read: it will
+        show where the job stands by then."""
+        if self._pending_queue is None:
+            return False
+        command, added = self._pending_queue
+        if not added or burst.queue != command.queue:
+            return False
+        topics = self._hub.index.topics(self)
+        return (None, burst.job_id) not in topics and (burst.queue, burst.job_id) not in topics
 
     def _subscribe(self, topic: Topic) -> bool | None:
         """Whether the subscription is new; None where one more is too many."""

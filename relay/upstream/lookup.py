@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -326,3 +327,62 @@ def _answer(job: _Job) -> None:
         waiter.jobs -= 1
         if not waiter.jobs:
             waiter.answer()
+
+
+class QueueLookups:
+    """Reads which jobs a queue has, then has those looked up of which we may not know the newest.
+
+    One task; many requests for one queue cost one read; a request is answered once, within
+    `timeout_seconds`. Args: read: the names of a queue's jobs; may raise what Redis clients raise.
+    """
+
+    def __init__(
+        self,
+        *,
+        read: Callable[[str], Awaitable[list[str]]],
+        needs_lookup: Callable[[str, str | None], bool],
+        request: Callable[[Sequence[str], Callable[[], None]], None],
+        is_connected: Callable[[], bool],
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._read = read
+        self._needs_lookup = needs_lookup
+        self._request = request
+        self._is_connected = is_connected
+        self._timeout_seconds = timeout_seconds
+        self._asked: dict[str, list[_Waiter]] = {}
+        self._wake = asyncio.Event()
+
+    def request(self, queue: str, done: Callable[[], None]) -> None:
+        """Have the queue's jobs looked up and call `done` when that is over, found or not."""
+        waiter = _Waiter(done)
+        if not self._is_connected():
+            waiter.answer()
+            return
+        loop = asyncio.get_running_loop()
+        waiter.timer = loop.call_later(self._timeout_seconds, waiter.answer)
+        self._asked.setdefault(queue, []).append(waiter)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Never returns; cancel to stop."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asked:
+                queue = next(iter(self._asked))
+                try:
+                    async with asyncio.timeout(self._timeout_seconds):
+                        jobs = await self._read(queue)
+                except (RedisError, OSError) as error:
+                    log.warning("lookup_failed", error=str(error) or type(error).__name__)
+                    jobs = []
+                # Whoever asked while it was read is answered with the rest.
+                waiters = self._asked.pop(queue)
+                wanted = [job_id for job_id in jobs if self._needs_lookup(job_id, queue)]
+                self._request(wanted, partial(_answer_all, waiters))
+
+
+def _answer_all(waiters: Sequence[_Waiter]) -> None:
+    for waiter in waiters:
+        waiter.answer()

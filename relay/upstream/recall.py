@@ -136,7 +136,10 @@ class Recall:
             self._missed.add(job_id)
         if read is not None:
             self._history.confirm(job_id, self._router.next_seq())
-        self._router.merge(found, now)
+        # A job's past is news to whoever watches it and knew nothing, or has a gap; a queue's watchers did
+        # not ask for it.
+        by_name = newest is None and self._missed is None
+        self._router.merge(found, now, by_name=by_name)
 
     async def servers(self) -> frozenset[str] | None:
         """Who holds the history, by the id that each server gives itself at its start; None where that
@@ -169,6 +172,18 @@ class Recall:
             names = {job.decode(errors="replace") for job in jobs}
             noted[queue] = names, whole and len(jobs) < MAX_QUEUE_JOBS
         return noted
+
+    async def newest_of_queue(self, queue: str, limit: int) -> list[str]:
+        """The jobs that publishers noted for the queue, the newest first. Redis: ZREVRANGE.
+
+        Raises:
+            RedisError: Redis is away, slow, or refuses.
+        """
+        with _closed_is_lost():
+            jobs: Any = await self._client.zrevrange(
+                self._prefix + b"queue:" + queue.encode(), 0, limit - 1
+            )
+        return [job.decode(errors="replace") for job in jobs]
 
     def _is_stream(self, key: bytes) -> bool:
         return self._durable is not None and key.startswith(self._prefix)

@@ -8,7 +8,7 @@ that holds many of them.
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -17,7 +17,7 @@ import structlog
 from relay.core.closing import CloseReason
 from relay.core.heartbeat import Heartbeat
 from relay.core.outbox import Verdict
-from relay.core.session import Hub, Session
+from relay.core.session import Hub, Lookup, Session
 from relay.web.flusher import Flusher
 from relay.web.handshake import Load, Refusal, judge_load
 from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
@@ -26,7 +26,7 @@ from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
 RETURN_MARGIN_MS: Final = 500
 _DRAIN_TICK_SECONDS: Final = 0.02  # closes that are due within it go together
 
-LookUp = Callable[[Sequence[str], Callable[[], None]], None]
+LookUp = Callable[[Lookup, Callable[[], None]], None]
 
 
 class Guest(Protocol):

@@ -14,7 +14,7 @@ from relay.core.closing import CloseReason
 from relay.core.document import job_document
 from relay.core.errors import CommandError, ErrorCode
 from relay.core.event import is_name
-from relay.core.session import Session
+from relay.core.session import Lookup, Session
 from relay.core.wire import JobsCommand
 from relay.web.gateway import Gateway
 from relay.web.handshake import RETRY_AFTER_SECONDS
@@ -79,6 +79,8 @@ class Jobs:
         if ids:
             await self._refresh([job_id for job_id in ids if is_name(job_id)], queue)
         elif queue is not None:
+            if self._gateway.hub.stores_queues:
+                await self._looked_up(Lookup([], queue))
             ids = self._history.newest_of_queue(queue, MAX_QUEUE_JOBS)
         else:
             raise CommandError(ErrorCode.BAD_REQUEST, "say which: ids=a,b,c or queueName=q")
@@ -137,7 +139,7 @@ class Jobs:
         echo: dict[str, Any] = {}
         lookup = session.obey(JobsCommand(True, False, [job_id], queue, echo, None))
         if lookup is not None:
-            await self._looked_up(lookup.job_ids)
+            await self._looked_up(lookup)
             session.resolve()
 
     def _newer(
@@ -160,11 +162,11 @@ class Jobs:
         hub = self._gateway.hub
         wanted = [job_id for job_id in job_ids if hub.needs_lookup(job_id, queue)]
         if wanted:
-            await self._looked_up(wanted)
+            await self._looked_up(Lookup(wanted))
 
-    async def _looked_up(self, job_ids: list[str]) -> None:
+    async def _looked_up(self, lookup: Lookup) -> None:
         done = asyncio.Event()
-        self._gateway.look_up(job_ids, done.set)
+        self._gateway.look_up(lookup, done.set)
         await done.wait()
 
 

@@ -157,7 +157,7 @@ class EventStream(asyncio.Protocol):
             while self._commands and self.reason is None:
                 lookup = self.session.obey(self._commands.popleft())
                 if lookup is not None:
-                    self._gateway.look_up(lookup.job_ids, self._looked_up)
+                    self._gateway.look_up(lookup, self._looked_up)
                     return
         except SessionError as error:
             self.close(error.reason)

@@ -145,7 +145,7 @@ class WebSocket(asyncio.Protocol):
             if lookup is not None:
                 self._inbox = messages
                 self._transport.pause_reading()
-                self._gateway.look_up(lookup.job_ids, self._looked_up)
+                self._gateway.look_up(lookup, self._looked_up)
                 break
         else:
             if self._reader.fault is not None:

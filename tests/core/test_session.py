@@ -798,6 +798,28 @@ def test_a_session_that_ended_while_waiting_is_not_answered_and_holds_nothing_ba
     assert len(job_events(other.flush())) == 1
 
 
+def test_a_snapshot_of_a_queue_that_redis_stores_is_given_when_it_was_read(relay: Relay) -> None:
+    relay.hub.stores_queues = True
+    client = Client(relay)
+    client.send("subscribe-to-queue", {"queueName": "q", "snapshot": True})
+    assert client.lookup is not None
+    assert client.lookup.queue == "q"
+    relay.router.hold(["a"])
+    relay.find(COMPLETED, "a", "q", stored_id="s-1")
+    relay.router.release(["a"])
+    relay.publish(job_id="b", queue="q", progress=1)
+    relay.publish(job_id="b", queue="q", progress=2)
+    assert client.flush() == []
+
+    answer, *events = client.resolve()
+    relay.publish(COMPLETED, job_id="b", queue="q")
+
+    assert answer["event"] == "subscribed"
+    assert [one["data"]["jobId"] for one in events] == ["a", "b"]
+    assert events[1]["data"]["progress"] == 2
+    assert [one["event"] for one in client.flush()] == [COMPLETED]
+
+
 # What is owed
 
 

@@ -450,3 +450,45 @@ async def test_with_memory_history_every_reconnect_is_a_gap(
     assert told_gaps == [True, True]
     assert await gaps(relay) == 2
     assert across == {"known": True, "recovered": False, "replayed": 0}
+
+
+# A queue whose jobs nobody watched
+
+
+async def test_snapshot_of_a_queue_shows_ends_that_only_redis_remembers(
+    daemon: StartDaemon, own_redis: EmbeddedRedis, work: Work
+) -> None:
+    for job in (JOB, "job-2"):
+        work.progress(50, job=job)
+        work.complete(job)
+    relay = daemon(on(own_redis))
+
+    async with Client.at(relay.ws_url) as client:
+        await client.send("subscribe-to-queue", {"queueName": QUEUE, "snapshot": True})
+        await client.told("subscribed")
+        ends = [await client.told("job-completed") for _ in range(2)]
+        work.progress(10, job="job-3")
+        live = await client.told("job-progress")
+    listed = (await get(f"{relay.public}/jobs?queueName={QUEUE}")).json()["jobs"]
+
+    assert sorted(ids(ends)) == [work.ids[1], work.ids[3]]
+    assert live["id"] == work.ids[4]
+    assert {job: one["status"] for job, one in listed.items()} == {
+        JOB: "completed", "job-2": "completed", "job-3": "active"
+    }  # fmt: skip
+
+
+async def test_watcher_of_a_queue_is_not_told_a_jobs_past_when_another_subscribes_to_it(
+    daemon: StartDaemon, own_redis: EmbeddedRedis, work: Work
+) -> None:
+    work.progress(10, 20)
+    relay = daemon(on(own_redis))
+
+    async with Client.at(relay.ws_url) as of_queue, Client.at(relay.ws_url) as of_job:
+        await of_queue.send("subscribe-to-queue", {"queueName": QUEUE})
+        await of_queue.told("subscribed")
+        await of_job.subscribe(JOB)
+        work.progress(30)
+        first = await of_queue.told("job-progress")
+
+    assert first["id"] == work.ids[2]
