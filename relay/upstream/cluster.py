@@ -58,6 +58,7 @@ class ClusterTopology:
         self._options = {**options(settings), **credentials(settings, url)}
         self._nodes: list[Address] = []  # as last heard from the cluster itself
         self._used: Address | None = None  # the node of the link, or of the last one
+        self._seen = (frozenset[str](), True)  # what it saw of the masters when it was linked
 
     async def open_link(self) -> Link:
         """Connect to a node; they are tried in turn, and share `connect_timeout_seconds`.
@@ -84,6 +85,8 @@ class ClusterTopology:
         assert self._used is not None
         host, port = self._used
         node: dict[str, Any] = {"host": host, "port": port, "socket_timeout": self._timeout_seconds}
+        masters, calm = self._seen
+        disturbed = not calm
         async with redis.asyncio.Redis(**node, **self._options) as client:
             while True:
                 heed_cancellation()
@@ -92,10 +95,16 @@ class ClusterTopology:
                     slots = await client.execute_command(*_SLOTS)  # type: ignore[no-untyped-call]
                     nodes = await client.execute_command(*_NODES)  # type: ignore[no-untyped-call]
                 except (RedisError, OSError):
+                    disturbed = True
                     continue  # whether the link itself still lives, its reader finds out
                 if is_cut_off(nodes.decode()):
                     return f"{self._used} is cut off from the cluster"
                 self._nodes = list(_addresses(slots, host))
+                before, (masters, calm) = masters, masters_seen(nodes.decode())
+                if masters != before or not calm:
+                    disturbed = True
+                elif disturbed:
+                    return "the cluster's nodes were out of touch: messages may be missing"
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt."""
@@ -123,6 +132,7 @@ class ClusterTopology:
             raise UpstreamError("is cut off from the cluster: see its CLUSTER NODES")
         self._nodes = list(_addresses(slots, address.host))
         self._used = address
+        self._seen = masters_seen(nodes.decode())
         return link
 
 
@@ -162,6 +172,18 @@ def is_cut_off(nodes: str) -> bool:
     masters = [each for each in flags if "master" in each]
     seen = [each for each in masters if "fail" not in each and "fail?" not in each]
     return len(seen) <= len(masters) // 2
+
+
+def masters_seen(nodes: str) -> tuple[frozenset[str], bool]:
+    """The masters that hold slots, by id, in an answer to CLUSTER NODES; and whether the node that gave it
+    is in touch with each of them."""
+    lines = [line.split(" ") for line in nodes.splitlines()]
+    masters = [line for line in lines if len(line) > 8 and "master" in line[2].split(",")]
+    calm = all(
+        line[7] == "connected" and not {"fail", "fail?"} & set(line[2].split(","))
+        for line in masters
+    )
+    return frozenset(line[0] for line in masters), calm
 
 
 def _addresses(slots: Sequence[Any], asked_host: str) -> Iterator[Address]:
