@@ -165,6 +165,7 @@ class Relay:
             read=partial(self._recall.newest_of_queue, limit=MAX_QUEUE_SNAPSHOTS),
             needs_lookup=self._recall.needs_lookup,
             request=self._lookups.request,
+            on_late=self._recall.tell_queues,
             is_connected=lambda: self._stats.redis_up,
         )
         self._flusher = Flusher(self._loop, self._on_flushed)

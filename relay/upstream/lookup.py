@@ -333,7 +333,12 @@ class QueueLookups:
     """Reads which jobs a queue has, then has those looked up of which we may not know the newest.
 
     One task; many requests for one queue cost one read; a request is answered once, within
-    `timeout_seconds`. Args: read: the names of a queue's jobs; may raise what Redis clients raise.
+    `timeout_seconds`. What cannot be read by then is tried again for `REFRESH_SECONDS`.
+
+    Args:
+        read: the names of a queue's jobs; may raise what Redis clients raise.
+        on_late: told of the jobs that will be read after the answer: the queue's watchers must hear of
+            them.
     """
 
     def __init__(
@@ -342,15 +347,18 @@ class QueueLookups:
         read: Callable[[str], Awaitable[list[str]]],
         needs_lookup: Callable[[str, str | None], bool],
         request: Callable[[Sequence[str], Callable[[], None]], None],
+        on_late: Callable[[Sequence[str]], None],
         is_connected: Callable[[], bool],
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._read = read
         self._needs_lookup = needs_lookup
         self._request = request
+        self._on_late = on_late
         self._is_connected = is_connected
         self._timeout_seconds = timeout_seconds
         self._asked: dict[str, list[_Waiter]] = {}
+        self._unread: dict[str, float] = {}  # queues to be tried again, and until when
         self._wake = asyncio.Event()
 
     def request(self, queue: str, done: Callable[[], None]) -> None:
@@ -367,20 +375,37 @@ class QueueLookups:
     async def run(self) -> None:
         """Never returns; cancel to stop."""
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS if self._unread else None):
+                    await self._wake.wait()
             self._wake.clear()
-            while self._asked:
-                queue = next(iter(self._asked))
-                try:
-                    async with asyncio.timeout(self._timeout_seconds):
-                        jobs = await self._read(queue)
-                except (RedisError, OSError) as error:
-                    log.warning("lookup_failed", error=str(error) or type(error).__name__)
-                    jobs = []
-                # Whoever asked while it was read is answered with the rest.
-                waiters = self._asked.pop(queue)
-                wanted = [job_id for job_id in jobs if self._needs_lookup(job_id, queue)]
-                self._request(wanted, partial(_answer_all, waiters))
+            for queue in list(dict.fromkeys((*self._asked, *self._unread))):
+                await self._look_up(queue)
+
+    async def _look_up(self, queue: str) -> None:
+        now = asyncio.get_running_loop().time()
+        again = queue in self._unread
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                jobs = await self._read(queue)
+        except (RedisError, OSError) as error:
+            log.warning("lookup_failed", error=str(error) or type(error).__name__, queue=queue)
+            if now >= self._unread.setdefault(queue, now + REFRESH_SECONDS):
+                del self._unread[queue]
+            _answer_all(self._asked.pop(queue, ()))
+            return
+        self._unread.pop(queue, None)
+        wanted = [job_id for job_id in jobs if self._needs_lookup(job_id, queue)]
+        if again:
+            self._on_late(wanted)
+        # Whoever asked while it was read is answered with the rest.
+        self._request(wanted, partial(self._answer, queue, wanted, self._asked.pop(queue, [])))
+
+    def _answer(self, queue: str, wanted: Sequence[str], waiters: Sequence[_Waiter]) -> None:
+        late = [job_id for job_id in wanted if self._needs_lookup(job_id, queue)]
+        if late:
+            self._on_late(late)
+        _answer_all(waiters)
 
 
 def _answer_all(waiters: Sequence[_Waiter]) -> None:

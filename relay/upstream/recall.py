@@ -48,6 +48,9 @@ class Recall:
         barrier: Callable[[], Awaitable[None]],
         clock: Callable[[], tuple[float, int]],
     ) -> None:
+        self._late: set[str] = (
+            set()
+        )  # jobs whose reads queues' watchers wait for; each read takes one out
         self._missed: set[str] | None = None  # jobs with a gap since `watch_for_gaps`
         self._router = router
         self._history = history
@@ -73,6 +76,11 @@ class Recall:
         """Those jobs; they are remembered no longer."""
         missed, self._missed = self._missed, None
         return missed or set()
+
+    def tell_queues(self, job_ids: Iterable[str]) -> None:
+        """What is read of these jobs is told to their queues' watchers, too: their snapshot came without."""
+        if len(self._late) < MAX_QUEUE_JOBS:  # more would mean that their reads never came
+            self._late.update(job_ids)
 
     def needs_lookup(self, job_id: str, queue: str | None) -> bool:
         """Whether Redis may know more of the job than we do."""
@@ -138,7 +146,8 @@ class Recall:
             self._history.confirm(job_id, self._router.next_seq())
         # A job's past is news to whoever watches it and knew nothing, or has a gap; a queue's watchers did
         # not ask for it.
-        by_name = newest is None and self._missed is None
+        by_name = newest is None and self._missed is None and job_id not in self._late
+        self._late.discard(job_id)
         self._router.merge(found, now, by_name=by_name)
 
     async def servers(self) -> frozenset[str] | None:

@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.core.errors import UpstreamError
-from relay.upstream.cluster import is_cut_off
+from relay.upstream.cluster import is_cut_off, masters_seen
 from relay.upstream.connection import make_client, make_topology, open_link
 from tests.upstream.cluster import MASTERS, ClusterOfSix
 from tests.upstream.conftest import redis_settings
@@ -173,6 +173,43 @@ def test_masters_without_slots_do_not_count() -> None:
 
     assert not is_cut_off(nodes_seen("myself,master") + fresh)
     assert is_cut_off(fresh)
+
+
+@pytest.mark.parametrize(
+    ("flags", "masters", "calm"),
+    [
+        (("myself,master", "master", "slave"), {"id0", "id1"}, True),
+        (("myself,slave", "master", "master,fail?"), {"id1", "id2"}, False),
+        (("myself,master", "master,fail", "slave,fail"), {"id0", "id1"}, False),
+        (("myself,master", "slave,fail"), {"id0"}, True),
+    ],
+)
+def test_node_is_calm_while_it_is_in_touch_with_every_master(
+    flags: tuple[str, ...], masters: set[str], calm: bool
+) -> None:
+    assert masters_seen(nodes_seen(*flags)) == (frozenset(masters), calm)
+
+
+def test_node_whose_link_to_a_master_is_down_is_not_calm() -> None:
+    nodes = nodes_seen("myself,master", "master")
+    nodes = nodes.replace("connected", "disconnected").replace("disconnected", "connected", 1)
+
+    assert masters_seen(nodes)[1] is False
+
+
+async def test_link_is_left_once_when_another_master_was_lost_and_all_is_calm_again(
+    cluster: ClusterOfSix,
+) -> None:
+    used, other = cluster.nodes[0], cluster.nodes[1]
+    topology = make_topology(redis_settings(cluster.url_of(used)))
+    link = await topology.open_link()
+    leaving = asyncio.ensure_future(topology.left(link))
+
+    other.kill()
+    reason = await asyncio.wait_for(leaving, 3 * SOON_SECONDS)
+    await link.close()
+
+    assert "out of touch" in reason
 
 
 # --- commands --------------------------------------------------------------------------------------

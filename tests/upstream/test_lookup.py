@@ -19,7 +19,7 @@ from relay.upstream import lookup
 from relay.upstream.lookup import Lookups
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from relay.core.event import Identity
     from relay.demo.embedded import EmbeddedRedis
@@ -633,3 +633,73 @@ async def test_asking_from_within_an_answer_is_safe(store: Store) -> None:
         await then.given()
 
     assert ("c", b"state of c") in desk.found
+
+
+# Queues
+
+
+class QueueDesk:
+    """Queue lookups, and what they ask for; `jobs` is what the next reads bring, or the fault."""
+
+    def __init__(self, *jobs: list[str] | Exception) -> None:
+        self.answers = list(jobs)
+        self.requested: list[list[str]] = []
+        self.late: list[str] = []
+        self.known: set[str] = set()
+        self.lookups = lookup.QueueLookups(
+            read=self._read,
+            needs_lookup=lambda job_id, _: job_id not in self.known,
+            request=self._request,
+            on_late=self.late.extend,
+            is_connected=lambda: True,
+        )
+
+    async def _read(self, _: str) -> list[str]:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _request(self, job_ids: Sequence[str], done: Callable[[], None]) -> None:
+        self.requested.append(list(job_ids))
+        self.known |= set(job_ids)
+        done()
+
+
+@asynccontextmanager
+async def working(desk: QueueDesk) -> AsyncIterator[QueueDesk]:
+    task = asyncio.ensure_future(desk.lookups.run())
+    yield desk
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_jobs_of_a_queue_that_are_not_known_are_looked_up() -> None:
+    async with working(QueueDesk(["a", "b"])) as desk:
+        desk.known = {"a"}
+        answered = asyncio.Event()
+
+        desk.lookups.request("q", answered.set)
+        await asyncio.wait_for(answered.wait(), SOON_SECONDS)
+
+    assert desk.requested == [["b"]]
+    assert desk.late == []
+
+
+async def test_queue_that_could_not_be_read_is_answered_and_read_for_its_watchers_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookup, "RETRY_SECONDS", 0.01)
+    async with working(QueueDesk(RedisConnectionError("away"), ["a"])) as desk:
+        answered = asyncio.Event()
+
+        desk.lookups.request("q", answered.set)
+        await asyncio.wait_for(answered.wait(), SOON_SECONDS)
+        before = list(desk.requested)
+        async with asyncio.timeout(SOON_SECONDS):
+            while not desk.requested:  # noqa: ASYNC110  what is waited for sets no event
+                await asyncio.sleep(0.01)
+
+    assert before == []
+    assert desk.requested == [["a"]]
+    assert desk.late == ["a"]
