@@ -102,8 +102,6 @@ async def submit(connection: redis.asyncio.Redis, analysis: Request) -> str:
 
 
 async def _read_json(request: web.Request) -> object:
-    if request.content_type != "application/json":
-        raise RequestError("send JSON, with the header Content-Type: application/json")
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
