@@ -5,7 +5,7 @@ makes the `JobEvent`. A `Burst` is what one batch from Redis brought for one job
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from relay.core import payload
@@ -130,10 +130,13 @@ class Draft:
 
 
 class Source(Protocol):
-    """A publisher's dialect. Both methods are pure; `remembered` is what `identify` said of channels before."""
+    """A publisher's dialect. Both methods are pure."""
 
     pattern: str
-    remembered: dict[bytes, "Identity | None"]
+
+    @property
+    def remembered(self) -> Mapping[bytes, "Identity | None"]:
+        """What `identify` said of channels before."""
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells, or None where it is not of this source's shape."""

@@ -17,7 +17,8 @@ from typing import Any, Final
 from relay.core import payload
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, Draft, Identity, is_name
-from relay.sources.channel import MAX_REMEMBERED_CHANNELS, percent
+from relay.sources.channel import percent
+from relay.sources.remembered import Remembered
 from relay.sources.template import ChannelTemplate
 
 _TASK_KEY: Final = "celery-task-meta-"
@@ -57,7 +58,7 @@ class CelerySource:
         # Not by way of `parse`: a brace in the app's prefix is no placeholder.
         self.pattern = ChannelTemplate(prefix + "{jobId}", [prefix, ""], ["jobId"]).pattern
         self._prefix = prefix.encode()
-        self.remembered: dict[bytes, Identity | None] = {}
+        self.remembered = Remembered()
 
     def key(self, job_id: str) -> bytes:
         """The Redis key that holds the task's last state; also its channel."""
@@ -72,11 +73,7 @@ class CelerySource:
         try:
             return self.remembered[channel]
         except KeyError:
-            identity = self._identify(channel)
-        if len(self.remembered) >= MAX_REMEMBERED_CHANNELS:
-            self.remembered.clear()
-        self.remembered[channel] = identity
-        return identity
+            return self.remembered.keep(channel, self._identify(channel))
 
     def _identify(self, channel: bytes) -> Identity | None:
         if not channel.startswith(self._prefix):

@@ -20,11 +20,8 @@ from relay.core.event import (
     is_event_id,
     is_name,
 )
+from relay.sources.remembered import Remembered
 from relay.sources.template import ChannelTemplate
-
-# Channels are few enough to remember; the bound keeps a flood of one-off job ids from growing it.
-MAX_REMEMBERED_CHANNELS: Final = 16384
-_MAX_REMEMBERED_BYTES: Final = 4096  # of one channel's name
 
 _COMPLETED_STATUSES: Final = frozenset(
     {"completed", "complete", "succeeded", "success", "finished", "done"}
@@ -42,7 +39,7 @@ class ChannelSource:
     def __init__(self, template: ChannelTemplate) -> None:
         self.pattern = template.pattern
         self._template = template
-        self.remembered: dict[bytes, Identity | None] = {}
+        self.remembered = Remembered()
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells; None where it is not of the template's shape.
@@ -53,13 +50,7 @@ class ChannelSource:
         try:
             return self.remembered[channel]
         except KeyError:
-            identity = self._identify(channel)
-        if len(channel) > _MAX_REMEMBERED_BYTES:
-            return identity
-        if len(self.remembered) >= MAX_REMEMBERED_CHANNELS:
-            self.remembered.clear()
-        self.remembered[channel] = identity
-        return identity
+            return self.remembered.keep(channel, self._identify(channel))
 
     def _identify(self, channel: bytes) -> Identity | None:
         found = self._template.match(channel)

@@ -22,8 +22,6 @@ from relay.upstream.connection import Client
 MAX_QUEUE_JOBS: Final = 10_000  # of one queue that are read after a reconnect
 _STREAM_ID: Final = re.compile(r"\d+-\d+")
 
-Entries = list[tuple[bytes, dict[bytes, bytes]]]
-
 
 class Recall:
     """Keys, reading and merging for `Lookups`.

@@ -4,7 +4,7 @@ The first request of a connection does not come here where it is a WebSocket upg
 `front.py`); every other request to that path does.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -34,7 +34,6 @@ _CODES: Final = {
 _PREFLIGHT_SECONDS: Final = 600
 
 log = structlog.stdlib.get_logger()
-Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def public_app(

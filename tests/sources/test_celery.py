@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import COMPLETED, FAILED, PROGRESS, Draft
 from relay.sources.celery import CelerySource
-from relay.sources.channel import MAX_REMEMBERED_CHANNELS
+from relay.sources.remembered import MAX_REMEMBERED_CHANNELS
 
 TASK = "014d7a5c-1b66-44c4-b471-9024b4b1e0d1"
 CHANNEL = b"celery-task-meta-" + TASK.encode()
@@ -479,3 +479,11 @@ def test_any_bytes_are_parsed_or_refused(message: bytes) -> None:
 
     assert draft.name in {PROGRESS, COMPLETED, FAILED}
     assert 0 <= draft.fields.get("progress", 0) <= 100
+
+
+def test_very_long_channel_is_not_remembered() -> None:
+    source = CelerySource("p" * 5000 + "_")
+    channel = source.key("a")
+
+    assert source.identify(channel) is not None
+    assert channel not in source.remembered

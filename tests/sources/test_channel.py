@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import Draft, Identity, event_name, is_name
 from relay.core.payload import encode
-from relay.sources.channel import MAX_REMEMBERED_CHANNELS, ChannelSource, percent
+from relay.sources.channel import ChannelSource, percent
+from relay.sources.remembered import MAX_REMEMBERED_CHANNELS
 from relay.sources.template import ChannelTemplate
 
 PLAIN = "events"  # a channel that tells nothing: all is read from the payload

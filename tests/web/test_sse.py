@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import pytest
 from relay import Publisher
 from relay.demo.embedded import EmbeddedRedis
 from relay.web import sse
+from tests.tools import require_tool
 from tests.web.conftest import SOON_SECONDS, Json, RawClient, Running, Serve
 
 EVERY_LOOP = True
@@ -183,12 +183,13 @@ async def test_task_that_ended_unheard_is_read_from_redis(serve: Serve) -> None:
     assert (told.name, told.body["result"]) == ("job-completed", 7)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is missing")
+@pytest.mark.tool
 async def test_curl_reads_the_stream(serve: Serve) -> None:
+    curl_program = require_tool("curl", hint="apt-get install curl")
     relay = await serve()
     await relay.subscribed()
     curl = await asyncio.create_subprocess_exec(
-        "curl", "--silent", "--no-buffer", f"{relay.public}/jobs/job/events",
+        curl_program, "--silent", "--no-buffer", f"{relay.public}/jobs/job/events",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert curl.stdout is not None
