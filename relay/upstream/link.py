@@ -14,7 +14,15 @@ from urllib.parse import parse_qsl, unquote
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from relay.core.errors import UpstreamError
@@ -39,6 +47,13 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Leaving(NamedTuple):
+    """Why a link that still stands should be left, and for how long it may have missed messages."""
+
+    reason: str
+    doubt_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +144,12 @@ def credentials(settings: RedisSettings, url: ManyHosts) -> dict[str, str]:
 def connection_to(address: Address, more: dict[str, Any]) -> AbstractConnection:
     """A connection that is not open yet."""
     return Connection(host=address.host, port=address.port, **more)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Redis would say the same again: not where it only has to find its feet after a failover."""
+    passing = AskError | TryAgainError | ClusterDownError  # AskError: MOVED, too
+    return isinstance(error, ResponseError) and not isinstance(error, passing)
 
 
 def heed_cancellation() -> None:

@@ -21,6 +21,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from relay.core.errors import UpstreamError
 from relay.upstream.link import (
     Address,
+    Leaving,
     Link,
     ManyHosts,
     RedisSettings,
@@ -32,6 +33,8 @@ from relay.upstream.link import (
 )
 
 POLL_SECONDS: Final = 1.0
+# Until a new master is noticed at the latest: one pause, one question, one look at the master itself.
+NOTICED_SECONDS: Final = 3 * POLL_SECONDS
 DEFAULT_PORT: Final = 26_379
 PARAMETERS: Final = ("sentinel_username", "sentinel_password")
 
@@ -87,10 +90,11 @@ class SentinelTopology:
                     complaints.append(f"{address}: {error}")
         raise UpstreamError(f"no master to be had for {self._service!r}: {'; '.join(complaints)}")
 
-    async def left(self, _: Link) -> str:
+    async def left(self, _: Link) -> Leaving:
         """Return, with the reason, once the link that was opened last should be left."""
         async with self._sentinels() as sentinels:
-            return f"the master moved to {await self._moved(sentinels)}"
+            reason = f"the master moved to {await self._moved(sentinels)}"
+        return Leaving(reason, NOTICED_SECONDS)
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt, no longer than until there is another master to try."""

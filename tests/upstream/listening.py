@@ -97,7 +97,7 @@ class Ear:
         self.ups += 1
         self._changed.set()
 
-    def _down(self, reason: str) -> None:
+    def _down(self, reason: str, _: float) -> None:
         self.reasons.append(reason)
         self._changed.set()
 

@@ -67,7 +67,7 @@ class Desk:
         self.recall = Recall(
             self.router,
             self.history,
-            client=client,
+            make_client=lambda: client,
             celery=celery,
             durable=jobs if durable else None,
             prefix=PREFIX,
@@ -507,3 +507,23 @@ async def test_more_jobs_than_are_read_are_not_all(
 
     assert len(jobs_noted) == 2
     assert not whole
+
+
+async def test_new_link_is_read_beside_and_no_longer_what_the_old_one_led_to(
+    client: redis.asyncio.Redis, own_redis: EmbeddedRedis
+) -> None:
+    desk = Desk(client)
+    async with redis.asyncio.Redis.from_url(own_redis.url, protocol=2) as successor:
+        await append(client, "1-0")
+        await append(successor, "1-0")
+        await append(successor, "2-0")
+        await desk.catch_up()
+        before = desk.ids()
+
+        desk.recall._make_client = lambda: successor
+        desk.recall.renew()
+        await desk.catch_up()
+        await desk.recall.aclose()
+
+    assert before == ["1-0"]
+    assert desk.ids() == ["1-0", "2-0"]
