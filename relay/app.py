@@ -31,6 +31,7 @@ from relay.sources.celery import CelerySource
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from relay.upstream.connection import RedisSettings, make_client
+from relay.upstream.link import Leaving
 from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups
 from relay.upstream.queue_lookup import QueueLookups
 from relay.upstream.recall import Recall
@@ -309,8 +310,8 @@ class Relay:
         if self._paused:
             self._subscription.pause()  # a new link, but the last batch is still on its way
 
-    def _on_down(self, _: str, doubt_seconds: float) -> None:
-        self._catch_up.went_down(doubt_seconds)
+    def _on_down(self, leaving: Leaving) -> None:
+        self._catch_up.went_down(leaving.doubt_seconds, is_loss=leaving.is_loss)
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None

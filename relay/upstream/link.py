@@ -50,10 +50,12 @@ class Address(NamedTuple):
 
 
 class Leaving(NamedTuple):
-    """Why a link that still stands should be left, and for how long it may have missed messages."""
+    """Why a link should be left or was lost, and for how long it may have missed messages by then;
+    `is_loss`: also such as no server holds any more."""
 
     reason: str
     doubt_seconds: float
+    is_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
