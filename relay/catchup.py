@@ -143,7 +143,7 @@ class CatchUp:
         over. Then an event may be gone of which no trace is left; so where it cannot be found out."""
         try:
             servers = await self._recall.servers()
-        except RedisError:
+        except (RedisError, OSError):
             return True
         before, self._servers = self._servers, servers or self._servers
         return None not in (before, servers) and before != servers

@@ -70,7 +70,8 @@ class SingleServer:
             connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         except (RedisError, ValueError) as error:
             raise UpstreamError(str(error)) from error
-        link, _ = await take(connection, settings.connect_timeout_seconds)
+        # Redis says what it holds against us only when it is asked something.
+        link, _ = await take(connection, settings.connect_timeout_seconds, ["PING"])
         return link
 
     async def left(self, _: Link) -> Leaving:

@@ -122,6 +122,9 @@ def options(settings: RedisSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "protocol": 2,
         "socket_connect_timeout": settings.connect_timeout_seconds,
+        # Else it reads its own version from a file for each connection, which fails without a
+        # descriptor left, and tells it to Redis, which takes one more right and one more answer.
+        "driver_info": None,
         # Trying again is the business of whoever asked: it knows how often, and says so.
         "retry": Retry(NoBackoff(), 0),
     }
@@ -186,6 +189,7 @@ async def take(
     except BaseException as error:
         # Also where we are cancelled: a connection half made would stay open.
         await connection.disconnect(nowait=True)
+        heed_cancellation()
         if isinstance(error, TimeoutError | RedisTimeoutError):
             raise UpstreamError(
                 f"no answer within {timeout_seconds:.3g} s: is redis.url right?"

@@ -211,7 +211,7 @@ class Recall:
         noted: dict[str, tuple[set[str], bool]] = {}
         for start in range(0, len(queues), MAX_QUEUES_A_READ):
             some = queues[start : start + MAX_QUEUES_A_READ]
-            with suppress(RedisError):
+            with suppress(RedisError, OSError):
                 noted |= await self._jobs_of_some_queues(some, since_ms)
         return noted
 

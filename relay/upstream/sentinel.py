@@ -67,6 +67,7 @@ class SentinelTopology:
         self._sentinel_options: dict[str, Any] = {
             "protocol": 2,
             "retry": common["retry"],
+            "driver_info": common["driver_info"],
             "username": url.query.get("sentinel_username"),
             "password": url.query.get("sentinel_password"),
             "socket_connect_timeout": self._ask_seconds,
@@ -239,6 +240,7 @@ class SentinelTopology:
                 for fields in replicas:
                     facts = dict(zip(fields[::2], fields[1::2], strict=True))
                     named.add(Address(str(facts[b"ip"], "utf-8"), int(facts[b"port"])))
+            heed_cancellation()
         return named
 
     async def _role(self, address: Address) -> bytes:
@@ -246,6 +248,7 @@ class SentinelTopology:
         connection = connection_to(address, self._node_options)
         link, (role,) = await take(connection, self._ask_seconds, ["ROLE"])
         await link.close()
+        heed_cancellation()
         kind: bytes = role[0]
         return kind
 

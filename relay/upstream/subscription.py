@@ -141,6 +141,8 @@ class Subscription:
                 return await leaving
             # It may have been silent for as long before that was noticed.
             return Leaving(await reader.lost, self._health_check_seconds)
+        except OSError as error:  # no descriptor left to ask who is the master
+            return Leaving(str(error), self._health_check_seconds)
         finally:
             leaving.cancel()
             await asyncio.wait({leaving})
