@@ -33,7 +33,9 @@ from relay.sources.celery import CelerySource
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from relay.upstream.connection import RedisSettings, make_client
-from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups, QueueLookups
+from relay.upstream.link import Leaving
+from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups
+from relay.upstream.queue_lookup import QueueLookups
 from relay.upstream.recall import Recall
 from relay.upstream.subscription import Subscription
 from relay.web import listener
@@ -147,11 +149,10 @@ class Relay:
             on_up=self._on_up,
             on_down=self._on_down,
         )
-        self._client = make_client(settings, TIMEOUT_SECONDS)
         self._recall = Recall(
             self._router,
             self._history,
-            client=self._client,
+            make_client=partial(make_client, settings, TIMEOUT_SECONDS),
             celery=[one for one in sources.values() if isinstance(one, CelerySource)],
             durable=_stored_form(sources) if config.history.backend == "redis" else None,
             prefix=config.history.prefix,
@@ -165,6 +166,7 @@ class Relay:
             on_read=self._recall.merge,
             hold=self._router.hold,
             release=self._router.release,
+            is_watched=lambda job: self._index.names(job) or self._recall.is_late(job),
             is_connected=lambda: self._stats.redis_up,
         )
         self._queue_lookups = QueueLookups(
@@ -172,6 +174,7 @@ class Relay:
             needs_lookup=self._recall.needs_lookup,
             request=self._lookups.request,
             on_late=self._recall.tell_queues,
+            is_watched=self._index.is_queue_watched,
             is_connected=lambda: self._stats.redis_up,
         )
         self._flusher = Flusher(self._loop, self._on_flushed)
@@ -210,8 +213,8 @@ class Relay:
             self._index,
             recall=self._recall,
             lookups=self._lookups,
+            queue_lookups=self._queue_lookups,
             durable=config.history.backend == "redis",
-            silent_seconds=2 * config.redis.health_check_seconds,
             tell_all=self._gateway.tell_all,
         )
         self._build_web(routes)
@@ -274,7 +277,7 @@ class Relay:
         self._lookups.close()
         await self._public.cleanup()
         await self._admin.cleanup()
-        await self._client.aclose()
+        await self._recall.aclose()
         self._log.info("relay_stopped")
 
     def reload(self, config: Config) -> list[str]:
@@ -351,8 +354,8 @@ class Relay:
         if self._paused:
             self._subscription.pause()  # a new link, but the last batch is still on its way
 
-    def _on_down(self, _: str) -> None:
-        self._catch_up.went_down()
+    def _on_down(self, leaving: Leaving) -> None:
+        self._catch_up.went_down(leaving.doubt_seconds, is_loss=leaving.is_loss)
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None

@@ -110,6 +110,10 @@ class Index(Generic[S]):
         """The names of all queues watched."""
         return list(self._queues)
 
+    def is_queue_watched(self, queue: str) -> bool:
+        """Whether anybody watches the queue."""
+        return queue in self._queues
+
     def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
         yield self._jobs.get(job_id)
         if queue is not None:
