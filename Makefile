@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format autobahn chaos clean
+.PHONY: help demo test check format autobahn chaos fuzz audit lock clean
 
 # Tried in this order; PYTHON=/path/to/python chooses one.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -20,10 +20,13 @@ help:
 	@echo "make format    put the formatting right, and what lint can mend by itself"
 	@echo "make autobahn  judge the WebSocket framing with Autobahn (needs Python 2.7)"
 	@echo "make chaos     break everything at random for three minutes, and see that nothing is lost"
+	@echo "make fuzz      send the relay a million odd inputs, and see that it stands them"
+	@echo "make audit     ask PyPI for known vulnerabilities of what CI installs"
+	@echo "make lock      take the newest version of everything that CI installs, and write it down"
 	@echo "make clean     remove .venv, caches and build results"
 	@echo
 	@echo "PYTHON=/path/to/python chooses the interpreter (>= 3.11) that .venv is made with;"
-	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest or to the chaos run."
+	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest, to the chaos run or to the fuzzer."
 
 demo: .venv/.installed-demo
 	@exec $(BIN)/relay demo $(ARGS)
@@ -46,6 +49,33 @@ autobahn: .venv/.installed-test
 
 chaos: .venv/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: .venv/.installed-test
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Not a part of make test: a vulnerability that became known overnight must not redden a checkout. Strict, as
+# otherwise what could not be asked about counts as sound.
+audit: .cache/audit/bin/pip-audit
+	@$< --requirement tests/constraints.txt --no-deps --disable-pip --strict --progress-spinner off || { \
+	  echo "make audit failed. A vulnerability is named above: raise the versions with make lock." >&2; \
+	  echo "Something could not be audited: it needs to reach pypi.org itself, not a mirror." >&2; \
+	  exit 1; }
+
+.cache/audit/bin/pip-audit: | $(BIN)/python
+	@echo "Installing pip-audit into .cache/audit"
+	@rm -rf .cache/audit && mkdir -p .cache && $(BIN)/python -m venv .cache/audit
+	@.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit || { \
+	  rm -rf .cache/audit; \
+	  echo "make audit needs PyPI, to install pip-audit and to ask for vulnerabilities: no network?" >&2; \
+	  exit 1; }
+
+# From scratch, so that nothing that happens to lie about is written down. What the file says of itself stays.
+lock: | $(BIN)/python
+	@rm -rf .cache/lock && mkdir -p .cache && $(BIN)/python -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@{ grep '^#' tests/constraints.txt; .cache/lock/bin/python -m pip freeze --exclude relay; } \
+	  >.cache/constraints.txt
+	@mv .cache/constraints.txt tests/constraints.txt && rm -rf .cache/lock
 
 # A name on the PATH proves nothing: version managers leave shims that only print an error, and
 # Debian's python3 has no ensurepip until python3-venv is there. So each candidate is asked.
