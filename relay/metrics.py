@@ -181,8 +181,12 @@ class Metrics:
         self._registry = registry
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the format that an Accept header asks for, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        """The metrics in the format that an Accept header asks for, and its content type; in the plainest
+        one where what it asks for is none."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # its `version` is no version
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
 

@@ -174,6 +174,23 @@ def test_history_is_measured_when_it_is_asked_for() -> None:
     assert f"\nrelay_history_bytes {float(relay.history.size_bytes)}\n" in text
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=x",
+        "text/plain; version=1.x.0; escaping=allow-utf-8",
+        "application/openmetrics-text; version=",
+    ],
+)
+def test_format_that_is_none_is_answered_with_one_that_is(accept: str) -> None:
+    metrics = Metrics(RelayCollector(Stats(), Relay().history, dict))
+
+    body, content_type = metrics.render(accept)
+
+    assert b"relay_build_info" in body
+    assert "x" not in content_type.partition("version=")[2]
+
+
 def test_build_info_tells_the_version() -> None:
     (labels,) = (dict(labels) for name, labels in samples(Stats()) if name == "relay_build_info")
 

@@ -20,6 +20,7 @@ class CloseReason(Enum):
     BINARY_FRAME = (1003, "only text frames are understood", False)
     BAD_UTF8 = (1007, "text is not valid UTF-8", False)
     TOO_MANY_ERRORS = (1008, "too many errors in a row", False)
+    TOO_MANY_FRAMES = (1008, "too many fragments and control frames", False)
     OPERATOR = (1008, "disconnected by an operator", False)
     MESSAGE_TOO_BIG = (1009, "message too big", False)
     INTERNAL_ERROR = (1011, "internal error", True)

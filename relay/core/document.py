@@ -3,14 +3,16 @@
 The same for every transport that asks rather than listens; nothing is kept for it.
 """
 
-from typing import Any
+from typing import Any, Final
 
-import orjson
-
+from relay.core import payload
+from relay.core.errors import DecodeError
 from relay.core.event import COMPLETED, FAILED, PROGRESS, JobEvent
 from relay.core.history import History
 
-_TAKEN = ("data", "result", "error", "failedReason", "processingTime")
+_TAKEN: Final = ("data", "result", "error", "failedReason", "processingTime")
+# Fewer brackets cannot be nested too deep for any encoder, nor for what the document adds around them.
+_HARMLESS_BRACKETS: Final = 200
 
 
 def job_document(history: History, job_id: str, queue: str | None) -> dict[str, Any] | None:
@@ -21,7 +23,7 @@ def job_document(history: History, job_id: str, queue: str | None) -> dict[str, 
     newest = events[-1]
     fields: dict[str, Any] = {}
     for event in events:
-        fields |= orjson.loads(event.data)
+        fields |= _fields(event.data)
     return {
         "jobId": job_id,
         "queueName": newest.queue,
@@ -32,6 +34,21 @@ def job_document(history: History, job_id: str, queue: str | None) -> dict[str, 
         "id": newest.id,
         "updatedAt": newest.at_ms,
     }
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """What an event says, in a form that can be encoded again.
+
+    How deep a reader or a writer goes hangs on the stack below it, so what was understood when it came may
+    be too deep now. Such an event is told without its fields.
+    """
+    try:
+        fields = payload.parse_object(data)
+        if data.count(b"[") + data.count(b"{") > _HARMLESS_BRACKETS:
+            payload.encode([[[[[[[[fields]]]]]]]])
+    except (DecodeError, RecursionError):
+        return {}
+    return fields
 
 
 def _status(events: list[JobEvent], fields: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 `FrameReader.feed` takes whatever the socket gave and returns whole messages and control frames. After a
 violation `fault` says with which close code of section 7.4.1 to answer, and nothing more is read; nor is
 anything after a close frame (section 1.4). A message is bounded before its bytes are kept: the length in
-a header is judged when the header is there.
+a header is judged when the header is there. So is the work: a frame of six bytes costs as much as one of
+hundreds, so a caller may ask for so many at once, and learns how many of them were no message.
 An idle reader holds no buffer.
 """
 
@@ -47,15 +48,21 @@ class FrameReader:
 
     Args:
         max_message_bytes: a message of exactly this size is legal, one byte more closes with 1009.
+
+    `is_behind` says that `feed` stopped at its `most` frames, `bare_frames` how many of those it read ended no
+    message: fragments and control frames.
     """
 
     __slots__ = (
-        "_buffer", "_closed", "_decoder", "_fragments", "_opcode", "fault", "max_message_bytes",
+        "_buffer", "_closed", "_decoder", "_fragments", "_opcode", "bare_frames", "fault", "is_behind",
+        "max_message_bytes",
     )  # fmt: skip
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
         self.fault: CloseReason | None = None
+        self.bare_frames = 0
+        self.is_behind = False
         self._buffer: bytearray | None = None  # a frame that is not yet whole
         self._closed = False  # whether a close frame was read
         # Of a message that is not yet whole, in one piece: as objects, a client's one-byte fragments
@@ -64,24 +71,33 @@ class FrameReader:
         self._opcode = Opcode.CONTINUATION  # of the message they belong to
         self._decoder: codecs.IncrementalDecoder | None = None
 
-    def feed(self, data: bytes) -> list[Message]:
+    def feed(self, data: bytes, most: int | None = None) -> list[Message]:
         """Take bytes off the wire; returns what is whole now, in order.
 
         Messages that came before a violation are still returned; then `fault` is set.
+
+        Args:
+            most: how many frames are read at once, None for all; a call with no more data reads on.
         """
         messages: list[Message] = []
+        self.bare_frames = 0
+        self.is_behind = False
         if self.fault is not None or self._closed:
             return messages
         view: bytes | bytearray = data
         if self._buffer is not None:
             self._buffer += data
             view = self._buffer
-        start = 0
+        start = frames = 0
         closed = False
         try:
             while not closed and (end := self._frame(view, start, messages)) != start:
                 start = end
                 closed = bool(messages) and messages[-1].opcode is Opcode.CLOSE
+                frames += 1
+                if frames == most:
+                    self.is_behind = not closed and start < len(view)
+                    break
         except SessionError as error:
             self.fault = error.reason
         self._closed = closed
@@ -94,6 +110,12 @@ class FrameReader:
         else:
             del self._buffer[:start]
         return messages
+
+    def fail(self, reason: CloseReason) -> None:
+        """Read nothing any more; `reason` is the fault."""
+        self.fault = reason
+        self.is_behind = False
+        self._buffer = self._fragments = self._decoder = None
 
     def _frame(self, view: bytes | bytearray, start: int, messages: list[Message]) -> int:
         """Read one frame at `start`. Returns where it ends, or `start` while it is not whole."""
@@ -131,6 +153,7 @@ class FrameReader:
         if opcode >= Opcode.CLOSE:
             if opcode is Opcode.CLOSE:
                 _check_close(data)
+            self.bare_frames += 1
             messages.append(Message(opcode, data))
         else:
             self._collect(opcode, data, messages, final=final)
@@ -169,6 +192,8 @@ class FrameReader:
         if final:
             messages.append(Message(self._opcode, bytes(self._fragments)))
             self._fragments = self._decoder = None
+        else:
+            self.bare_frames += 1
 
 
 def unmask(data: bytes, key: bytes) -> bytes:

@@ -39,6 +39,9 @@ from relay.core.wire import (
 
 PROTOCOL_VERSION: Final = 1
 MAX_QUEUE_SNAPSHOTS: Final = 1000
+# So many frames that are no message cost as much of a client's rate as one that is. A message in fragments of 64
+# bytes, the smallest that anybody sends on purpose, costs what some thirty messages do.
+FRAMES_PER_MESSAGE: Final = 32
 _OPEN_TO_ALL: Final = frozenset({"authenticate", "ping"})
 _AUTHENTICATE_FIRST: Final = "send authenticate with a token first"
 
@@ -169,6 +172,13 @@ class Session:
         if self._proof is None:
             self._errors = 0
         return pending
+
+    def spend_frames(self, count: int, now: float) -> bool:
+        """Pay for fragments and control frames out of the same purse as for messages, which may be overdrawn
+        by what it can hold. Returns whether that was enough: else the session is to be closed for it."""
+        self._gain_tokens(now)
+        self._tokens -= count / FRAMES_PER_MESSAGE
+        return self._tokens >= -self._hub.messages_burst
 
     def obey(self, command: JobsCommand | QueueCommand) -> Lookup | None:
         """Do what a client asked by other means than a message; refused, it is answered `error`.
@@ -489,14 +499,17 @@ class Session:
 
     def _spend_token(self, now: float) -> bool:
         """A token bucket: `messages_burst` at once, `messages_per_second` in the long run."""
-        hub = self._hub
-        gained = (now - self._tokens_at) * hub.messages_per_second
-        self._tokens = min(self._tokens + gained, float(hub.messages_burst))
-        self._tokens_at = now
+        self._gain_tokens(now)
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
+
+    def _gain_tokens(self, now: float) -> None:
+        hub = self._hub
+        gained = (now - self._tokens_at) * hub.messages_per_second
+        self._tokens = min(self._tokens + gained, float(hub.messages_burst))
+        self._tokens_at = now
 
 
 def _whole(number: float) -> float:

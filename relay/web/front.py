@@ -2,7 +2,9 @@
 
 A WebSocket upgrade on our path is answered here and its transport goes to the gateway; any other
 request, and whatever is malformed, goes to aiohttp with its bytes. So an upgrade costs no HTTP machinery,
-and a connection that never finishes its head costs a timer. No more wait at the door than there may be inside.
+and a connection that never finishes its head costs a timer. No more wait at the door than there may be inside:
+whoever has waited longest goes when one more comes, so a crowd that says nothing keeps nobody out. A connection
+counts for its address as soon as that is known: at once, or behind a trusted proxy with the head.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from relay.web.handshake import (
     is_upgrade,
     judge_load,
 )
+from relay.web.http_protocol import HttpProtocol
 from relay.web.origin import OriginPolicy
 from relay.web.request import parse_head
 
@@ -54,7 +57,8 @@ class Door:
         self.policy = policy
         self.timeout_seconds = timeout_seconds
         self.probes = probes
-        self.waiting: set[Front] = set()
+        self.waiting: dict[Front, None] = {}  # longest first
+        gateway.shares.is_exempt = lambda address: self.policy.trusts(address)
 
     def close(self) -> None:
         """Cut off whoever has not finished a request head."""
@@ -65,21 +69,24 @@ class Door:
 class Front(asyncio.Protocol):
     """A connection until its first request head is there."""
 
-    __slots__ = ("_buffer", "_door", "_timer", "_transport")
+    __slots__ = ("_address", "_buffer", "_door", "_timer", "_transport")
+    is_spare = True  # a client that is sent away before it has asked comes again
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._address: str | None = None  # what it is counted for
         self._buffer = b""
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
-        if len(self._door.waiting) >= self._door.gateway.max_connections:
+        waiting = self._door.waiting
+        if len(waiting) >= self._door.gateway.max_connections:
             self._door.gateway.count_rejected("max_connections")
-            self._transport.abort()
-            return
-        self._door.waiting.add(self)
+            next(iter(waiting)).cut_off()
+        waiting[self] = None
+        self._count_for(self._peer())
         self._timer = self._door.gateway.loop.call_later(self._door.timeout_seconds, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,11 +105,12 @@ class Front(asyncio.Protocol):
         gateway, policy = self._door.gateway, self._door.policy
         forwarded = head.all("x-forwarded-for") if head is not None else ()
         address = policy.client_address(peer, forwarded)
+        self._count_for(address)
         if head is None or not is_upgrade(head, self._door.path):
             is_probe = head is not None and head.path in self._door.probes
             refusal = None if is_probe else judge_load(gateway.load(address))
             if refusal is None:
-                self._hand_over()
+                self._hand_over(address)
             else:
                 self._refuse(refusal, address)
             return
@@ -120,7 +128,13 @@ class Front(asyncio.Protocol):
 
     def cut_off(self) -> None:
         """End the connection at once."""
+        self._leave()
         self._transport.abort()
+
+    def dismiss(self) -> None:
+        """End it for another one of its address."""
+        self._door.gateway.count_rejected("max_connections_per_address")
+        self.cut_off()
 
     def _come_back(self, enter: Callable[[Outcome], None], address: str, outcome: Outcome) -> None:
         """Go on with a handshake whose token had to wait for a key."""
@@ -141,10 +155,12 @@ class Front(asyncio.Protocol):
         if rest:
             connection.data_received(rest)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, address: str) -> None:
         buffer, self._buffer = self._buffer, b""
         self._leave()
         handler = self._door.http()
+        if isinstance(handler, HttpProtocol):
+            handler.count_for(address, self._door.gateway.shares)
         self._transport.set_protocol(handler)
         handler.connection_made(self._transport)
         handler.data_received(buffer)
@@ -162,8 +178,22 @@ class Front(asyncio.Protocol):
             self._door.gateway.count_rejected(TIMEOUT.label)
             self._transport.abort()  # a browser's spare connection: nobody waits for an answer
 
+    def _count_for(self, address: str) -> None:
+        """Have the connection count for this address, and make room for it there."""
+        if address != self._address:
+            self._count_for_nobody()
+            self._address = address
+            self._door.gateway.shares.add(address, self)
+            self._door.gateway.make_room(address, self)
+
+    def _count_for_nobody(self) -> None:
+        if self._address is not None:
+            self._door.gateway.shares.remove(self._address, self)
+            self._address = None
+
     def _leave(self) -> None:
-        self._door.waiting.discard(self)
+        self._door.waiting.pop(self, None)
+        self._count_for_nobody()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

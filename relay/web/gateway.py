@@ -1,13 +1,12 @@
 """All sessions' connections: opening, counting, heartbeats, telling all of them, draining.
 
-WebSockets and event streams are connections; a long poll is a guest without one: it counts for its address
-and ends in a drain like them. What is decided about one session is decided in `core`; this is the edge
+WebSockets and event streams are connections; a long poll is a guest without one: it ends in a drain like
+them, and what counts for its address is the HTTP connection that it came on. What is decided about one session is decided in `core`; this is the edge
 that holds many of them.
 """
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol
@@ -22,6 +21,7 @@ from relay.core.rights import Proof
 from relay.core.session import Hub, Lookup, Session
 from relay.web.flusher import Flusher
 from relay.web.handshake import Load, Refusal, judge_load
+from relay.web.shares import Shares, Spare
 from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
 
 # Clients come back this long after the drain's end at the earliest: a restart takes about as long.
@@ -111,7 +111,7 @@ class Gateway:
         self._heartbeat: Heartbeat[Connection] = Heartbeat(interval_seconds, timeout_seconds)
         self._connections: dict[Connection, None] = {}
         self._guests: dict[Guest, None] = {}  # those that are no connections
-        self._of_address: Counter[str] = Counter()
+        self.shares = Shares()
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -119,14 +119,19 @@ class Gateway:
         return len(self._connections)
 
     def load(self, address: str) -> Load:
-        """How full the relay is, seen from `address`."""
+        """How full the relay is, seen from a connection of `address` that is counted for it already."""
         return Load(
             draining=self.draining,
             connections=len(self._connections) + self._other_connections(),
             max_connections=self.max_connections,
-            of_address=self._of_address.get(address, 0),
+            of_address=max(0, self.shares.count(address) - 1),
             max_of_address=self.max_connections_per_address,
         )
+
+    def make_room(self, address: str, asker: Spare) -> None:
+        """Let go of what an address with more than its share can spare, for a connection of its own."""
+        if self.max_connections_per_address:
+            self.shares.make_room(address, self.max_connections_per_address, asker)
 
     def judge_request(self, address: str) -> Refusal | None:
         """Why a request from `address` may not stay, or None. The connection that it came on is counted
@@ -172,7 +177,7 @@ class Gateway:
         kind = connection.transport_name
         self._connections[connection] = None
         self._heartbeat.add(connection)
-        self._arrive(connection)
+        self.shares.add(connection.remote)
         self._empty.clear()
         stats.connections[kind] += 1
         stats.connections_opened[kind] += 1
@@ -188,20 +193,18 @@ class Gateway:
         )
 
     def enter(self, guest: Guest) -> None:
-        """Count a guest, and close it when the relay drains."""
+        """Care for a guest, and close it when the relay drains."""
         self._guests[guest] = None
-        self._arrive(guest)
 
     def leave(self, guest: Guest) -> None:
         """Forget a guest."""
         del self._guests[guest]
-        self._depart(guest)
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection; called once, when its transport is gone."""
         del self._connections[connection]
         self._heartbeat.remove(connection)
-        self._depart(connection)
+        self.shares.remove(connection.remote)
         if not self._connections:
             self._empty.set()
         reason = connection.reason or CloseReason.CONNECTION_LOST
@@ -319,14 +322,6 @@ class Gateway:
                 await self._empty.wait()
         except TimeoutError:
             self.log.warning("drain_incomplete", connections=len(self._connections))
-
-    def _arrive(self, guest: Guest) -> None:
-        self._of_address[guest.remote] += 1
-
-    def _depart(self, guest: Guest) -> None:
-        self._of_address[guest.remote] -= 1
-        if not self._of_address[guest.remote]:
-            del self._of_address[guest.remote]
 
 
 def _principal(guest: Guest) -> str | None:

@@ -11,8 +11,12 @@ from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
+from relay.core.errors import ErrorCode
 from relay.web.handshake import MAX_HEAD_BYTES, TIMEOUT, TOO_LARGE, UNREADABLE, Refusal
+from relay.web.responses import error_response
+from relay.web.shares import Shares
 
 # For how long an idle connection is kept: longer than nginx keeps one (60 s), or a request could meet its end.
 KEEP_ALIVE_SECONDS: Final = 75.0
@@ -28,7 +32,9 @@ class HttpProtocol(web.RequestHandler):
         on_rejected: told the reason (a metric's label) of each refusal here.
     """
 
-    __slots__ = ("_head_bytes", "_head_timer", "_on_rejected", "_timeout_seconds")
+    __slots__ = (
+        "_address", "_head_bytes", "_head_timer", "_on_rejected", "_shares", "_timeout_seconds", "_unreadable",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -39,10 +45,17 @@ class HttpProtocol(web.RequestHandler):
         on_rejected: Callable[[str], None],
     ) -> None:
         super().__init__(
-            server, loop=loop, access_log=cast("Any", None), keepalive_timeout=KEEP_ALIVE_SECONDS
+            server,
+            loop=loop,
+            access_log=cast("Any", None),
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            auto_decompress=False,  # no body of ours is worth a bomb, or what becomes of a broken one
         )
         self._timeout_seconds = timeout_seconds
         self._on_rejected = on_rejected
+        self._address: str | None = None  # what it is counted for in `_shares`
+        self._shares: Shares | None = None
+        self._unreadable = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -50,16 +63,42 @@ class HttpProtocol(web.RequestHandler):
         super().connection_made(transport)
         self._expect_the_rest()
 
+    @property
+    def is_spare(self) -> bool:
+        """Whether it waits for a request of which nothing has come."""
+        return self._waits() and not self._head_bytes
+
+    def dismiss(self) -> None:
+        """End it for another one of its address."""
+        self.count_for(None)
+        self.force_close()
+
+    def count_for(self, address: str | None, shares: Shares | None = None) -> None:
+        """Have the connection count for this address from now on, that of the client whose request it brings;
+        None: for nobody. Without `shares`, once given, it counts where it did."""
+        if self._shares is not None and self._address is not None:
+            self._shares.remove(self._address, self)
+        self._shares = shares or self._shares
+        self._address = address
+        if self._shares is not None and address is not None:
+            self._shares.add(address, self)
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        self.count_for(None)
         self._head_is_there()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._unreadable:
+            return
         super().data_received(data)
-        waiter = self._waiter
-        waits = waiter is not None and not waiter.done()
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            # What follows nonsense is nonsense. aiohttp would read all of it, and keep one fault with its
+            # traceback, and by that the bytes, for each piece.
+            self._unreadable = True
+            _let_go(self._messages[-1][0].exc)
         # Before its task has run for the first time, aiohttp waits without saying so.
-        if not waits and self._request_count:
+        if not self._waits() and self._request_count:
             self._head_is_there()
             return
         self._head_bytes += len(data)
@@ -78,9 +117,25 @@ class HttpProtocol(web.RequestHandler):
         """The answer to what aiohttp could not read as a request."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer is under way already")
+        self._unreadable = True
+        _let_go(exc)
         log.debug("handshake_rejected", remote=request.remote, reason=UNREADABLE.label)
         self._on_rejected(UNREADABLE.label)
         return _Whole(UNREADABLE)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Answer. What aiohttp says by itself to an unknown Expect goes past all middlewares, in words of the
+        client's own."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            advice = "of Expect only 100-continue is understood"
+            resp = error_response(resp.status, ErrorCode.BAD_REQUEST, advice)
+        return await super().finish_response(request, resp, start_time)
+
+    def _waits(self) -> bool:
+        """Whether aiohttp waits for a request."""
+        return self._waiter is not None and not self._waiter.done()
 
     def _expect_the_rest(self) -> None:
         self._head_timer = self._loop.call_later(self._timeout_seconds, self._too_late)
@@ -105,6 +160,13 @@ class HttpProtocol(web.RequestHandler):
         if self.transport is not None:
             self.transport.write(refusal.response)
         self.force_close()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Have a fault hold nothing of what was read: by its traceback it would, in a reference cycle that only
+    the garbage collector ends."""
+    if error is not None:
+        error.__traceback__ = None
 
 
 class _Whole(web.StreamResponse):

@@ -55,7 +55,7 @@ class Jobs:
 
     def __init__(self, gateway: Gateway, reception: Reception) -> None:
         self._gateway = gateway
-        self._reception = reception
+        self.reception = reception
         self._history = gateway.hub.history
 
     async def one(self, request: web.Request) -> web.StreamResponse:
@@ -63,11 +63,11 @@ class Jobs:
 
         With `wait` (seconds) or `since` (an event id) held until there is something newer, or answered 204.
         """
-        grants = await self._reception.admit(request)
+        grants = await self.reception.admit(request)
         job_id, queue = job_id_of(request), queue_of(request)
         wait_seconds = wait_seconds_of(request)
         if not grants.may_watch_job(job_id, queue):
-            self._reception.forbid()
+            self.reception.forbid()
         if wait_seconds is not None:
             return await self._hold(request, grants, job_id, queue, wait_seconds)
         await self._refresh([job_id], queue)
@@ -76,7 +76,7 @@ class Jobs:
 
     async def many(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs?ids=` or `GET /jobs?queueName=`: documents by job id; unknown jobs are left out."""
-        grants = await self._reception.admit(request)
+        grants = await self.reception.admit(request)
         queue = queue_of(request)
         ids = list_parameter(request, "ids")
         if len(ids) > MAX_IDS:
@@ -92,9 +92,9 @@ class Jobs:
         wanted = [job_id for job_id in ids if job_id not in faults]
         if queue is not None and not ids:
             if not grants.may_watch_queue(queue):
-                self._reception.forbid()
+                self.reception.forbid()
         elif not wanted and ErrorCode.FORBIDDEN in faults.values():
-            self._reception.forbid()
+            self.reception.forbid()
         if not self._history.exposed:
             return error_response(404, NOT_FOUND, "history is off")
         if queue is not None and not ids:
@@ -113,10 +113,10 @@ class Jobs:
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs/{jobId}/history`: every event that history holds of the job, oldest first."""
-        grants = await self._reception.admit(request)
+        grants = await self.reception.admit(request)
         job_id, queue = job_id_of(request), queue_of(request)
         if not grants.may_watch_job(job_id, queue):
-            self._reception.forbid()
+            self.reception.forbid()
         await self._refresh([job_id], queue)
         events = self._history.events(job_id, queue) if self._history.exposed else []
         if not events:
@@ -136,11 +136,11 @@ class Jobs:
         wait_seconds: float,
     ) -> web.Response:
         """The answer to a long poll."""
-        self._reception.make_room(request)
+        self.reception.make_room(request)
         gateway, since = self._gateway, request.query.get("since")
         deadline = gateway.loop.time() + wait_seconds
         asked_at = gateway.hub.position()
-        poll = Poll(gateway, self._reception.address_of(request), grants)
+        poll = Poll(gateway, self.reception.address_of(request), grants)
         gateway.enter(poll)
         try:
             await self._watch(poll.session, job_id, queue)

@@ -136,6 +136,8 @@ async def _body(request: web.Request) -> dict[str, object] | web.Response:
     """The JSON object that was sent, or the answer to what is none."""
     if request.content_type != "application/json":
         return error_response(415, ErrorCode.BAD_REQUEST, "send Content-Type: application/json")
+    if "Content-Encoding" in request.headers:
+        return error_response(415, ErrorCode.BAD_REQUEST, "send the body without Content-Encoding")
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             document = orjson.loads(await request.read())

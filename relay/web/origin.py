@@ -94,6 +94,8 @@ class OriginPolicy:
         hops = [hop.strip() for value in forwarded_for for hop in value.split(",")]
         while hops and self.trusts(address):
             hop = hops.pop()
+            if "%" in hop:
+                break  # a scope id: any text may stand there, and it means something on that machine only
             try:
                 address = str(ipaddress.ip_address(hop))
             except ValueError:

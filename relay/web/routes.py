@@ -59,7 +59,12 @@ def public_app(
 ) -> web.Application:
     """What browsers reach. `admin` is given where the probes are public too; `takes_cookies` tells whether
     tokens may come as one: then pages of allowed origins may have their browser send it."""
-    app = web.Application(middlewares=[_guard(policy, on_rejected, takes_cookies), errors_as_json])
+    app = web.Application(
+        middlewares=[
+            _guard(policy, on_rejected, takes_cookies, jobs.reception.count),
+            errors_as_json,
+        ]
+    )
     app.on_response_prepare.append(harden)
     app.add_routes(
         [
@@ -142,11 +147,13 @@ def _guard(
     policy: Callable[[], OriginPolicy],
     on_rejected: Callable[[Refusal, str], None],
     takes_cookies: Callable[[], bool],
+    count: Callable[[web.Request], None],
 ) -> Middleware:
-    """Origin and Host checks for every request, and CORS answers for those that pass."""
+    """Origin and Host checks for every request, and CORS answers for those that pass; each is told to `count`."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        count(request)
         refused = policy().judge(request.remote or "", _only(request))
         if refused is not None:
             refusal = foreign(refused)
@@ -216,6 +223,10 @@ def _token_guard(token: str, loopback: bool) -> Middleware:
 def _only(request: web.Request) -> Callable[[str], str | None]:
     def get(name: str) -> str | None:
         values = request.headers.getall(name, [])
+        if name == "origin" and values:
+            return ", ".join(
+                values
+            )  # of several together none is allowed, and that is not to have none
         return values[0] if len(values) == 1 else None
 
     return get

@@ -8,7 +8,7 @@ RFC 9110 §7.8.
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
@@ -18,6 +18,9 @@ from relay.web.handshake import Refusal, decide, is_upgrade
 from relay.web.origin import OriginPolicy
 from relay.web.request import head_of
 from relay.web.responses import error_response, refusal_response
+
+if TYPE_CHECKING:
+    from relay.web.http_protocol import HttpProtocol
 
 
 class _Tail:
@@ -59,6 +62,7 @@ class Takeover:
             return response
         peer, policy, gateway = request.remote or "", self._policy(), self._gateway
         address = policy.client_address(peer, head.all("x-forwarded-for"))
+        gateway.make_room(address, cast("HttpProtocol", request.protocol))
         load = gateway.load(address)
         # This connection has its place already: it only changes hands.
         decision = decide(head, peer, policy, replace(load, connections=load.connections - 1))

@@ -17,6 +17,7 @@ from relay.core.rights import FORBIDDEN
 from relay.web.gatekeeper import Gatekeeper
 from relay.web.gateway import Gateway
 from relay.web.handshake import Refusal
+from relay.web.http_protocol import HttpProtocol
 from relay.web.origin import OriginPolicy
 from relay.web.request import head_of
 
@@ -104,9 +105,17 @@ class Reception:
         assert outcome is not None
         return outcome
 
+    def count(self, request: web.Request) -> None:
+        """Have the request's connection count for the client: through a proxy, another's with each request."""
+        if isinstance(request.protocol, HttpProtocol):
+            request.protocol.count_for(self.address_of(request))
+
     def make_room(self, request: web.Request) -> None:
         """Raises RequestRefused where the relay drains or is full."""
-        refusal = self._gateway.judge_request(self.address_of(request))
+        address = self.address_of(request)
+        if isinstance(request.protocol, HttpProtocol):
+            self._gateway.make_room(address, request.protocol)
+        refusal = self._gateway.judge_request(address)
         if refusal is not None:
             self._turn_away(request, refusal)
 

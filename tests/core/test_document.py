@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from relay.core import payload
 from relay.core.document import job_document
 from relay.core.event import COMPLETED, FAILED
 from tests.fakes import EPOCH, Relay
@@ -122,3 +123,31 @@ def test_document_keeps_nothing_of_what_was_asked_before() -> None:
 
     assert (before["progress"], before["data"]) == (1, {"old": True})
     assert (document(relay)["progress"], document(relay)["data"]) == (2, None)
+
+
+def published(data: object) -> Relay:
+    """A relay with a job whose newest event holds `data`, which need be no JSON of the test's own."""
+    relay = Relay()
+    relay.publish(progress=5)
+    relay.history.snapshot("job", None)[-1].data = payload.encode({"progress": 5, "data": data})
+    return relay
+
+
+def test_half_a_surrogate_pair_is_told_as_it_came() -> None:
+    told = document(published({"half": "\ud800"}))
+
+    assert told["data"] == {"half": "\ud800"}
+    assert b"\\ud800" in payload.encode(told)
+
+
+def test_event_too_deep_to_be_told_again_is_told_without_its_fields() -> None:
+    nested: list[Any] = []
+    for _ in range(800):
+        nested = [nested]
+    relay = published(nested)
+
+    def told_from(frames: int) -> dict[str, Any]:
+        return told_from(frames - 1) if frames else document(relay)
+
+    assert told_from(0)["data"] == nested
+    assert told_from(250)["data"] is None

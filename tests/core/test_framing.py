@@ -395,3 +395,60 @@ def test_close_text_is_cut_between_characters() -> None:
 
     assert len(body) <= 125
     assert body[2:].decode() == "a" + "€" * 40
+
+
+# Work
+
+
+def test_no_more_frames_are_read_at_once_than_is_asked_for() -> None:
+    reader = FrameReader(LIMIT)
+    stream = b"".join(frame(Opcode.TEXT, b"%d" % number) for number in range(10))
+
+    first = reader.feed(stream, 4)
+    was_behind = reader.is_behind
+    rest = [message for _ in range(2) for message in reader.feed(b"", 4)]
+
+    assert [message.data for message in first] == [b"0", b"1", b"2", b"3"]
+    assert was_behind
+    assert [message.data for message in rest] == [b"%d" % number for number in range(4, 10)]
+    assert not reader.is_behind
+
+
+def test_reader_that_has_read_all_is_not_behind() -> None:
+    reader = FrameReader(LIMIT)
+
+    reader.feed(frame(Opcode.TEXT, b"a") * 4, 4)
+
+    assert not reader.is_behind
+
+
+@pytest.mark.parametrize(
+    ("stream", "bare_frames"),
+    [
+        (frame(Opcode.TEXT, b"a") * 3, 0),
+        (frame(Opcode.PING) + frame(Opcode.PONG, b"a") + frame(Opcode.TEXT, b"a"), 2),
+        (frame(Opcode.TEXT, b"a", final=False) + frame(Opcode.CONTINUATION, b"b"), 1),
+        (frame(Opcode.TEXT, final=False) + frame(Opcode.CONTINUATION, final=False) * 5, 6),
+        (frame(Opcode.TEXT, b"a")[:-1], 0),
+    ],
+)
+def test_frames_that_end_no_message_are_counted(stream: bytes, bare_frames: int) -> None:
+    reader = FrameReader(LIMIT)
+
+    reader.feed(stream)
+    counted = reader.bare_frames
+    reader.feed(b"")
+
+    assert counted == bare_frames
+    assert reader.bare_frames == 0
+
+
+def test_nothing_is_read_after_a_fault_that_somebody_else_found() -> None:
+    reader = FrameReader(LIMIT)
+    reader.feed(frame(Opcode.TEXT, b"a") * 2, 1)
+
+    reader.fail(CloseReason.TOO_MANY_FRAMES)
+
+    assert not reader.is_behind
+    assert reader.feed(frame(Opcode.TEXT, b"a")) == []
+    assert reader.fault is CloseReason.TOO_MANY_FRAMES

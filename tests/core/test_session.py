@@ -8,6 +8,7 @@ from relay.core.closing import CloseReason
 from relay.core.errors import SessionError
 from relay.core.event import COMPLETED, FAILED, PROGRESS
 from relay.core.outbox import Verdict
+from relay.core.session import FRAMES_PER_MESSAGE
 from relay.core.wire import JobsCommand, QueueCommand
 from tests.fakes import Client, Message, Relay, burst, draft, event, job_events
 
@@ -224,6 +225,23 @@ def test_a_client_above_its_rate_is_told_so_and_may_go_on_later() -> None:
     assert answers[3]["ref"] == 1
     assert client.send_bytes(ping, now=100.4)[0]["event"] == "error"
     assert client.send_bytes(ping, now=100.5)[0]["event"] == "pong"
+
+
+def test_frames_that_are_no_message_have_a_rate_that_follows_that_of_messages() -> None:
+    session = Client(Relay(messages_per_second=1, messages_burst=2)).session
+    # As many as two messages are worth, and as many again on credit.
+    assert session.spend_frames(4 * FRAMES_PER_MESSAGE, 100.0)
+
+    assert not session.spend_frames(1, 100.0)
+    assert session.spend_frames(FRAMES_PER_MESSAGE - 1, 101.0)
+
+
+def test_burst_of_messages_leaves_credit_for_heartbeats() -> None:
+    client = Client(Relay(messages_per_second=1, messages_burst=2))
+    for _ in range(2):
+        client.send_bytes(b'{"event":"ping"}', now=100.0)
+
+    assert client.session.spend_frames(2 * FRAMES_PER_MESSAGE, 100.0)
 
 
 def test_messages_at_fault_count_for_the_rate() -> None:

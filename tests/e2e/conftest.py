@@ -89,8 +89,8 @@ class Daemon:
 
     def log_lines(self, event: str | None = None) -> list[dict[str, Any]]:
         """The log so far, or its lines of one event; a line still being written is left out."""
-        whole, _, _ = self.log_text().rpartition("\n")
-        lines = [json.loads(line) for line in whole.splitlines()]
+        whole = self.log_text().split("\n")[:-1]  # a line's own text may hold what else ends a line
+        lines = [json.loads(line) for line in whole]
         return [line for line in lines if event is None or line["event"] == event]
 
     async def logged(self, event: str, *, times: int = 1) -> dict[str, Any]:

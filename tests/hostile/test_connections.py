@@ -56,9 +56,11 @@ async def test_crowd_at_the_door_is_no_larger_than_the_crowd_inside(target: Targ
     await room_is_made(target)
     silent = [await target.raw() for _ in range(MAX_CONNECTIONS * 5)]
 
-    turned_away = [client.ended() for client in silent[MAX_CONNECTIONS:]]
+    turned_away = [client.ended() for client in silent[:-MAX_CONNECTIONS]]
+    answer = await target.ask(upgrade_from("198.51.100.3"))
 
     await asyncio.gather(*turned_away)
+    assert answer.status == 101
     for client in silent:
         client.reset()
 
@@ -72,6 +74,41 @@ async def test_one_address_has_no_more_than_its_share(target: Target) -> None:
         await client.send(upgrade_from("198.51.100.1"))
     statuses = [(await client.answer()).status for client in clients]
     other = await target.ask(upgrade_from("198.51.100.2"))
+
+    assert statuses == [101] * OF_ADDRESS + [429] * 3
+    assert other.status == 101
+    for client in clients:
+        client.reset()
+
+
+async def test_idle_connections_of_one_address_leave_room_to_others(target: Target) -> None:
+    """One client keeps as many HTTP connections as there may be, each after a request, to leave none to others."""
+    await room_is_made(target)
+    clients = []
+    for _ in range(MAX_CONNECTIONS * 2):
+        clients.append(await target.raw())
+        await clients[-1].send(
+            b"GET /jobs/x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n"
+        )
+        assert (await clients[-1].answer()).status == 404
+
+    others = [await target.ask(upgrade_from(address)) for address in ("198.51.100.1", "192.0.2.1")]
+
+    assert [other.status for other in others] == [101, 101]
+    await asyncio.gather(*(client.ended() for client in clients[:-OF_ADDRESS]))
+    for client in clients:
+        client.reset()
+
+
+async def test_network_of_one_ipv6_client_is_one_address(target: Target) -> None:
+    """One client takes another of its many addresses for each connection."""
+    await room_is_made(target)
+    clients = [await target.raw() for _ in range(OF_ADDRESS + 3)]
+
+    for place, client in enumerate(clients):
+        await client.send(upgrade_from(f"2001:db8:1:2:{place:x}:{place:x}::1"))
+    statuses = [(await client.answer()).status for client in clients]
+    other = await target.ask(upgrade_from("2001:db8:1:3::1"))
 
     assert statuses == [101] * OF_ADDRESS + [429] * 3
     assert other.status == 101

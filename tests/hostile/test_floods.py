@@ -8,6 +8,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.web.conftest import (
     CONTINUATION,
     PING,
@@ -89,16 +91,25 @@ async def test_fragments_without_end_are_ended_at_the_limit_of_one_message(targe
     assert await client.close_code() == 1009
 
 
-async def test_empty_fragments_without_end_take_no_memory(target: Target) -> None:
-    """A client continues its message for ever with fragments that hold nothing, which no limit on size ends."""
+TINY = {
+    "pings": frame(PING),
+    "pongs": frame(PONG),
+    "empty fragments": frame(CONTINUATION, final=False),
+    "fragments of a byte": frame(CONTINUATION, b"a", final=False),
+}
+
+
+@pytest.mark.parametrize("tiny", TINY.values(), ids=TINY)
+async def test_tiny_frames_without_end_end_the_connection(target: Target, tiny: bytes) -> None:
+    """A client sends nothing but the smallest frames there are, which no limit on size or on messages ends."""
     client = await target.websocket()
     await client.send(frame(TEXT, b'{"event":"ping"', final=False))
 
-    for _ in range(10):
-        await client.send(frame(CONTINUATION, final=False) * 10_000)
-    await client.send(frame(CONTINUATION, b"}"))
+    flooding = asyncio.create_task(cut_off_while_sending(client, tiny * 10_000))
 
-    assert (await client.until_event("pong"))["event"] == "pong"
+    assert await client.close_code() in (1008, 1009)
+    client.socket.close()
+    flooding.cancel()
 
 
 async def test_pings_of_a_client_that_reads_no_answer_end_its_connection(target: Target) -> None:
@@ -218,6 +229,39 @@ async def test_random_bytes_instead_of_frames_end_the_connection(target: Target)
     assert await client.close_code() == 1002
     client.socket.close()
     with_noise.cancel()
+
+
+LISTENERS = pytest.mark.parametrize("admin", [False, True], ids=["public", "admin"])
+
+
+@LISTENERS
+@pytest.mark.parametrize("extra", ["", "Connection: upgrade\r\nUpgrade: foo\r\n"])
+async def test_garbage_behind_a_request_is_not_kept(
+    target: Target, admin: bool, extra: str
+) -> None:
+    """A client sends megabytes of nonsense behind a good request, on connection after connection."""
+    for _ in range(12):
+        client = await target.raw(admin=admin)
+        await client.send(f"GET /livez HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode())
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(2):
+                for _ in range(400):
+                    await client.send(b"x" * 65_536)
+        client.reset()
+
+
+async def test_garbage_behind_a_request_that_is_held_is_not_kept(target: Target) -> None:
+    """A client has its answer held, so that the nonsense behind its request is not looked at meanwhile."""
+    clients = [await target.raw() for _ in range(8)]
+    for client in clients:
+        await client.send(b"GET /jobs/held?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(SOON_SECONDS):
+        while await target.daemon.metric("relay_subscriptions", kind="job") < len(clients):
+            pass
+
+    for client in clients:
+        for _ in range(100):
+            await client.send(b"x" * 65_536)
 
 
 async def test_requests_piled_up_behind_each_other_are_not_kept(target: Target) -> None:

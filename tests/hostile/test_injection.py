@@ -261,3 +261,32 @@ async def test_no_answer_names_the_software_or_lets_a_browser_guess(
     assert b"python" not in answer.body.lower()
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "html" not in answer.headers["content-type"]
+
+
+@LISTENERS
+@pytest.mark.parametrize("path", ["/jobs/x", "/metrics", "/nothing"])
+async def test_expectation_that_is_not_met_is_not_repeated(
+    target: Target, path: str, admin: bool
+) -> None:
+    """A client expects something odd, as words of its own in an answer may be markup to whoever is shown it."""
+    answer = await target.ask(request(path, "Expect: <script>"), admin=admin)
+
+    assert (answer.status, answer.headers["content-type"]) == (417, "application/json")
+    assert b"<script>" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=x",
+        "application/openmetrics-text; version=1.x",
+        "text/plain; version=1.x.0; escaping=allow-utf-8",
+        "text/plain; version=1.0.0; escaping=<script>",
+    ],
+)
+async def test_metrics_in_a_version_that_is_none(target: Target, accept: str) -> None:
+    """A neighbour asks for the metrics in a format that there is not."""
+    answer = await target.ask(request("/metrics", f"Accept: {accept}"), admin=True)
+
+    assert answer.status == 200
+    assert "script" not in answer.headers["content-type"]

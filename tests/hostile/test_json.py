@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.hostile.conftest import request
 from tests.web.conftest import TEXT, command, frame
 
 if TYPE_CHECKING:
@@ -74,6 +75,36 @@ async def test_bomb_of_a_client_is_answered_and_the_connection_goes_on(
 
     assert answer["event"] in ("pong", "error")
     assert (await client.until_event("pong"))["data"] in ("still here", answer["data"])
+
+
+async def test_document_of_a_job_with_half_a_surrogate_pair(target: Target) -> None:
+    """A publisher sends half of a surrogate pair, which is no character and fits into no UTF-8."""
+    watcher = await target.friend()
+    await watcher.subscribe("half")
+    await target.publish(r'{"progress":5,"data":{"a":"\ud800"}}', "half")
+    await watcher.told("job-progress")
+    paths = ["/jobs/half", "/jobs?ids=half", "/jobs?queueName=q", "/jobs/half?wait=1&since=x"]
+
+    answers = [await target.ask(request(path)) for path in [*paths, "/jobs/half/history"]]
+
+    assert [answer.status for answer in answers] == [200] * 5
+    for answer in answers:
+        assert rb"\ud800" in answer.body
+        json.loads(answer.body.decode())
+
+
+@pytest.mark.parametrize("depth", [250, 900, 940, 970, 990])
+async def test_document_of_a_job_with_deep_data(target: Target, depth: int) -> None:
+    """A publisher nests its data as deep as one reader takes it, and another does not."""
+    watcher = await target.friend()
+    await watcher.subscribe("deep")
+    for middle in ("1", r'"\ud800"'):
+        await target.publish(f'{{"data":{"[" * depth}{middle}{"]" * depth}}}', "deep")
+    await target.publish('{"event":"job-queued","after":1}', "deep")
+    await watcher.told("job-queued")
+
+    for path in ["/jobs/deep", "/jobs?ids=deep", "/jobs?queueName=q", "/jobs/deep/history"]:
+        assert (await target.ask(request(path))).status == 200, path
 
 
 PAYLOADS: dict[str, bytes] = {

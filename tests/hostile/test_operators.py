@@ -79,6 +79,15 @@ async def test_form_cannot_act_for_the_operator(target: Target, content_type: st
     assert (await target.ask(data, admin=True)).status == 415
 
 
+async def test_second_origin_does_not_hide_the_first(target: Target) -> None:
+    """A page of another site posts, and something on the way adds one more origin to its own."""
+    origins = ["Origin: https://evil.example"] * 2
+
+    answer = await target.ask(post("/admin/disconnect", {"principal": "x"}, *origins), admin=True)
+
+    assert answer.status == 403
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_other_methods_act_for_nobody(target: Target, method: str) -> None:
     """A page tries an image's request, or a preflight, where a POST would be refused."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,16 +25,31 @@ SETTINGS = {
 
 async def test_claimed_addresses_do_not_evade_the_limit_on_one(target: Target) -> None:
     """A client claims another address with each connection."""
-    clients = [await target.raw() for _ in range(OF_ADDRESS + 2)]  # and the bystander is one
+    clients = []
+    statuses = []
 
-    for place, client in enumerate(clients):
+    for place in range(OF_ADDRESS + 2):  # and the bystander is one
+        clients.append(await target.raw())
         headers = {"X_Forwarded_For": f"198.51.100.{place}", "Forwarded": f"for=203.0.113.{place}"}
-        await client.send(upgrade(**headers))
+        await clients[-1].send(upgrade(**headers))
+        statuses.append((await clients[-1].answer()).status)
 
-    statuses = [(await client.answer()).status for client in clients]
     assert statuses == [101] * (OF_ADDRESS - 1) + [429] * 3
     for client in clients:
         client.reset()
+
+
+async def test_silent_connections_have_the_share_of_their_address(target: Target) -> None:
+    """One client opens connections and says nothing on any, or begins a request and does not end it."""
+    for start in (b"", b"GET / HTTP/1.1\r\n"):
+        clients = [await target.raw() for _ in range(OF_ADDRESS * 3)]
+        for client in clients:
+            with suppress(ConnectionError):
+                await client.send(start)
+
+        await asyncio.gather(*(client.ended() for client in clients[:-OF_ADDRESS]))
+        for client in clients:
+            client.reset()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
 from tests.web.conftest import (
+    NO_PROXY,
     PATH,
     Answer,
     Json,
@@ -190,7 +191,7 @@ async def test_websocket_that_does_not_authenticate_in_time_is_closed(serve: Ser
 
 
 async def test_websocket_without_a_token_counts_for_the_limits(serve: Serve) -> None:
-    relay = await serve(JWT | {"limits.max_connections_per_address": 1})
+    relay = await serve(JWT | NO_PROXY | {"limits.max_connections_per_address": 1})
     await entered(relay)
 
     answer, _ = await handshake(relay, upgrade(**bearing(token("*"))))

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.web.conftest import Json, RawClient, Running, Serve, upgrade
+from tests.web.conftest import NO_PROXY, Json, RawClient, Running, Serve, upgrade
 from tests.web.test_sse import listen
 from tests.web.tokens import JWT, bearing, token
 
@@ -227,7 +227,7 @@ async def test_long_poll_of_an_allowed_job_is_answered(serve: Serve) -> None:
 
 
 async def test_limit_of_an_address_counts_every_transport(serve: Serve) -> None:
-    relay = await serve(JWT | {"limits.max_connections_per_address": 3})
+    relay = await serve(JWT | NO_PROXY | {"limits.max_connections_per_address": 3})
     async with asyncio.TaskGroup() as tasks, listen(relay, "/events?queues=my-q", MINE):
         poll = await held(relay, tasks, MINE)
         websocket = await relay.raw()

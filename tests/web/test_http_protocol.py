@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from relay.web.handshake import MAX_HEAD_BYTES
-from tests.web.conftest import PATH, Answer, RawClient, Running, Serve, upgrade
+from tests.web.conftest import NO_PROXY, PATH, Answer, RawClient, Running, Serve, upgrade
 from tests.web.tokens import JWT, bearing, token
 
 EVERY_LOOP = True
@@ -38,11 +38,11 @@ FAULTS = {
     "foreign host": b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
     "no upgrade": GET % PATH.encode(),
     "socket.io": GET % b"/socket.io/",
+    "expectation": b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\n\r\n",
     "handshake fault": upgrade(without="Sec-WebSocket-Key"),
 }
 OTHERS = {
     "stream": GET % b"/jobs/job/events",
-    "expectation": b"GET / HTTP/1.1\r\nHost: localhost\r\nExpect: tea\r\n\r\n",
     "probe": GET % b"/livez",
     "metrics": GET % b"/metrics",
 }
@@ -206,6 +206,22 @@ async def test_next_head_on_a_connection_has_no_more_room_than_the_first(
     assert await relay.metric("relay_handshakes_rejected_total", reason="too_large") == 1
 
 
+async def test_idle_connection_goes_when_its_address_wants_another(serve: Serve) -> None:
+    relay = await serve(NO_PROXY | {"limits.max_connections_per_address": 2})
+    idle, busy = await connected(relay, "public"), await connected(relay, "public")
+    await idle.send(GET % b"/livez")
+    await idle.answer()
+    await busy.send(GET % b"/jobs/job?wait=60")
+    await relay.metric_reaches(1, "relay_subscriptions", kind="job")
+
+    granted = await asked(relay, upgrade())
+    refused = await asked(relay, upgrade())
+
+    assert (granted.status, refused.status) == (101, 429)
+    await idle.ended()
+    assert await relay.metric("relay_subscriptions", kind="job") == 1
+
+
 async def test_no_more_wait_at_the_door_than_may_come_in(serve: Serve) -> None:
     relay = await serve({"limits.max_connections": 2})
     waiting = [await relay.raw() for _ in range(2)]
@@ -214,6 +230,8 @@ async def test_no_more_wait_at_the_door_than_may_come_in(serve: Serve) -> None:
     await relay.metric_reaches(0, "relay_connections", transport="websocket")
 
     third = await relay.raw()
-    await third.ended()
+    await waiting[0].ended()
+    await third.send(upgrade())
 
+    assert (await third.answer()).status == 101
     assert await relay.metric("relay_handshakes_rejected_total", reason="max_connections") == 1

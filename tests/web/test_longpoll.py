@@ -10,7 +10,7 @@ import pytest
 
 from relay import Publisher
 from relay.demo.embedded import EmbeddedRedis
-from tests.web.conftest import SOON_SECONDS, Json, Running, Serve
+from tests.web.conftest import NO_PROXY, SOON_SECONDS, Json, Running, Serve
 
 EVERY_LOOP = True
 
@@ -194,17 +194,17 @@ async def test_draining_relay_answers_who_waits_and_says_when_to_ask_again(serve
 
 
 async def test_polls_count_for_their_address_while_they_wait(serve: Serve) -> None:
-    relay = await serve({"limits.max_connections_per_address": 1})
-    client, other = await relay.raw(), await relay.raw()
-    await other.send(b"GET /jobs/job HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await other.answer()
+    relay = await serve(NO_PROXY | {"limits.max_connections_per_address": 1})
+    client = await relay.raw()
     await client.send(b"GET /jobs/job?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await relay.metric_reaches(1, "relay_subscriptions", kind="job")
 
+    other = await relay.raw()
     await other.send(b"GET /jobs/job?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     refused = await other.answer()
     client.socket.close()
     await relay.metric_reaches(0, "relay_subscriptions", kind="job")
+    other = await relay.raw()
     await other.send(b"GET /jobs/job?wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     granted = await other.answer()
 

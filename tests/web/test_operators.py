@@ -150,6 +150,7 @@ async def test_without_a_token_set_a_proxy_brings_nobody_in(serve: Serve, name: 
         ({"Content-Type": "text/plain"}, 415),
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        (JSON | {"Content-Encoding": "gzip"}, 415),
         (JSON | {"Origin": "https://evil.example"}, 403),
         (JSON | {"Origin": "null"}, 403),
         (JSON | {"Host": "evil.example:9301"}, 403),

@@ -277,6 +277,8 @@ def test_page_that_dns_rebinding_led_here_is_no_proxy(
         (PROXY, ["2001:DB8::0007"], "2001:db8::7"),
         (PROXY, ["198.51.100.7, unknown"], PROXY),
         (PROXY, [""], PROXY),
+        (PROXY, ["fe80::1%eth0"], PROXY),
+        (PROXY, ["198.51.100.7, 2001:db8::7%<script>"], PROXY),
     ],
 )
 def test_client_address_is_the_first_that_no_trusted_proxy_has(

@@ -15,7 +15,7 @@ from relay import Publisher
 from relay.demo.embedded import EmbeddedRedis
 from relay.web import sse
 from tests.tools import require_tool
-from tests.web.conftest import SOON_SECONDS, Json, RawClient, Running, Serve
+from tests.web.conftest import NO_PROXY, SOON_SECONDS, Json, RawClient, Running, Serve
 
 EVERY_LOOP = True
 
@@ -448,7 +448,7 @@ async def test_stream_is_counted_once_and_no_more_when_its_client_has_gone(serve
 
 
 async def test_streams_count_for_their_address(serve: Serve) -> None:
-    relay = await serve({"limits.max_connections_per_address": 1})
+    relay = await serve(NO_PROXY | {"limits.max_connections_per_address": 1})
     async with listen(relay, "/jobs/job/events") as listener:
         await listener.subscribed()
         answer = await refused(relay, "/jobs/job/events")
