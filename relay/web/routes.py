@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from relay.core.errors import CommandError, ErrorCode
 from relay.web.admin import Admin
+from relay.web.assets import client_modules, is_public
 from relay.web.jobs import Jobs
 from relay.web.origin import OriginPolicy, may_name_admin
 from relay.web.responses import NOT_FOUND, error_response
@@ -56,6 +57,7 @@ def public_app(
             web.get("/jobs/{jobId}/history", jobs.history),
             web.get("/jobs/{jobId}/events", streams.one, allow_head=False),
             web.get("/events", streams.many, allow_head=False),
+            client_modules(),
             web.get(path, upgrade, allow_head=False),
             web.route("*", "/socket.io/", _socket_io),
             *extra,
@@ -112,7 +114,7 @@ def _guard(policy: Callable[[], OriginPolicy], on_rejected: Callable[[str], None
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refused = policy().judge(request.remote or "", _only(request))
-        if refused is not None:
+        if refused is not None and not is_public(request):
             on_rejected(refused.what)
             log.warning(
                 "request_rejected", remote=request.remote, reason=refused.what,
