@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
+import structlog
 from redis.exceptions import RedisError
 
 from relay.core.history import History
@@ -20,9 +21,15 @@ from relay.core.router import Router
 from relay.core.session import Session
 from relay.core.stats import Stats
 from relay.upstream.lookup import Lookups
+from relay.upstream.queue_lookup import QueueLookups
 from relay.upstream.recall import Recall
 
 Noted = Mapping[str, tuple[set[str], bool]]  # by queue: its jobs, and whether these are all
+
+# How far the clocks of Redis, of who publishes and of this machine may differ, with a margin.
+CLOCKS_SECONDS: Final = 10.0
+
+log = structlog.stdlib.get_logger()
 
 
 class TellAll(Protocol):
@@ -35,8 +42,7 @@ class CatchUp:
     """Keeps the clients' knowledge whole, or says that it is not.
 
     Args:
-        durable: whether history is in Redis. silent_seconds: for how long the link may have been silent
-            before its end was noticed.
+        durable: whether history is in Redis.
     """
 
     def __init__(
@@ -48,8 +54,8 @@ class CatchUp:
         *,
         recall: Recall,
         lookups: Lookups,
+        queue_lookups: QueueLookups,
         durable: bool,
-        silent_seconds: float,
         tell_all: TellAll,
     ) -> None:
         self._stats = stats
@@ -58,14 +64,15 @@ class CatchUp:
         self._index = index
         self._recall = recall
         self._lookups = lookups
+        self._queue_lookups = queue_lookups
         self._durable = durable
-        self._silent_ms = int(1000 * silent_seconds)
         self._tell_all = tell_all
         self._link = 0  # which link this is
         self._came_up = asyncio.Event()
         self._held: list[str] = []  # jobs held since the link came up
         # From when on something may have been missed; None while nothing is.
         self._behind_since_ms: int | None = _now_ms()
+        self._is_loss = False  # whether something is gone that cannot be read any more
         self._servers: frozenset[str] | None = None  # who held the history when it was last whole
 
     def came_up(self) -> None:
@@ -81,20 +88,26 @@ class CatchUp:
             self._stats.redis_reconnects += 1
             if not self._durable:
                 self._stats.gaps += 1
+                log.warning("events_missed", advice='history.backend = "redis" would fill the gap')
                 self._history.mark_gap(self._router.seq)
                 self._tell_all(redis_up=True, gap=lambda _: True)
-        # What is being read now may have been read before the link was up: it is read once more.
-        held = [*self._index.jobs(), *self._lookups.jobs()] if self._recall.knows_anything else []
-        self._router.hold(held)
-        self._held += held  # those of a link that was lost again may still be among them
+        if self._recall.knows_anything:
+            self._recall.renew()
+            # What is being read now may have been read before the link was up: it is read once more.
+            held = [*self._index.jobs(), *self._lookups.jobs(), *self._recall.late()]
+            self._router.hold(held)
+            self._held += held  # those of a link that was lost again may still be among them
         self._recall.watch_for_gaps()
         self._came_up.set()
 
-    def went_down(self) -> None:
-        """The link is lost."""
+    def went_down(self, doubt_seconds: float, *, is_loss: bool = False) -> None:
+        """The link is lost, or was left; it may have missed messages for `doubt_seconds` by then;
+        `is_loss`: also such as no server holds any more."""
+        self._is_loss |= is_loss
         self._stats.redis_up = False
-        if self._behind_since_ms is None:
-            self._behind_since_ms = _now_ms()
+        since_ms = _now_ms() - int(1000 * doubt_seconds)
+        if self._behind_since_ms is None or since_ms < self._behind_since_ms:
+            self._behind_since_ms = since_ms
         self._tell_all(redis_up=False)
 
     async def run(self) -> None:
@@ -106,6 +119,7 @@ class CatchUp:
             changed = self._durable and await self._are_others()
             noted = await self._noted() if self._durable else {}
             jobs = {job_id for names, _ in noted.values() for job_id in names}
+            self._recall.tell_queues(jobs)
             self._lookups.refresh(
                 [*held, *jobs], partial(self._on_caught_up, link, noted, changed=changed)
             )
@@ -114,16 +128,23 @@ class CatchUp:
     async def _noted(self) -> Noted:
         """What publishers noted for the watched queues since something may have been missed."""
         queues = list(self._index.queues())
-        since_ms = (self._behind_since_ms or _now_ms()) - self._silent_ms
-        try:
-            return await self._recall.jobs_of_queues(queues, since_ms)
-        except RedisError:
-            return {queue: (set(), False) for queue in queues}
+        since_ms = (self._behind_since_ms or _now_ms()) - int(1000 * CLOCKS_SECONDS)
+        noted = await self._recall.jobs_of_queues(queues, since_ms)
+        unread = [queue for queue in queues if queue not in noted]
+        if unread:
+            # Their keys are with a node that is away: their watchers are told of a gap now, and of the
+            # jobs as soon as they can be read.
+            log.warning("queues_unread", queues=len(unread))
+            self._queue_lookups.try_again(unread, since_ms)
+        return noted | {queue: (set(), False) for queue in unread}
 
     async def _are_others(self) -> bool:
         """Whether other servers hold the history than before: one that was restarted, a replica that took
-        over. Then an event may be gone of which no trace is left."""
-        servers = await self._recall.servers()
+        over. Then an event may be gone of which no trace is left; so where it cannot be found out."""
+        try:
+            servers = await self._recall.servers()
+        except (RedisError, OSError):
+            return True
         before, self._servers = self._servers, servers or self._servers
         return None not in (before, servers) and before != servers
 
@@ -131,12 +152,17 @@ class CatchUp:
         if not self._stats.redis_up or link != self._link:
             return  # lost again: the next time goes back as far
         self._behind_since_ms = None
+        changed |= self._is_loss
+        self._is_loss = False
         missed = self._recall.gaps()
         holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
         if not self._durable or link == 1:
             return  # told already
         if changed or missed or holed:
             self._stats.gaps += 1
+            log.warning(
+                "events_missed", jobs=len(missed), queues=len(holed), servers_changed=changed
+            )
 
         def has_gap(session: Session) -> bool:
             topics = self._index.topics(session)

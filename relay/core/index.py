@@ -18,6 +18,11 @@ def topic_kind(topic: Topic) -> str:
     return "queue" if topic[1] is None else "job"
 
 
+def topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
+    """The topics that an event of this job matches."""
+    return ((None, job_id),) if queue is None else ((None, job_id), (queue, job_id), (queue, None))
+
+
 class Index(Generic[S]):
     """The subscriptions of all subscribers, each with the position at which it began."""
 
@@ -104,6 +109,10 @@ class Index(Generic[S]):
     def queues(self) -> Iterable[str]:
         """The names of all queues watched."""
         return list(self._queues)
+
+    def is_queue_watched(self, queue: str) -> bool:
+        """Whether anybody watches the queue."""
+        return queue in self._queues
 
     def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
         yield self._jobs.get(job_id)

@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from relay.core.errors import UpstreamError
 from relay.upstream.link import (
     Address,
+    Leaving,
     Link,
     ManyHosts,
     RedisSettings,
@@ -80,9 +81,11 @@ class ClusterTopology:
                 complaints.append(f"{address}: {error}")
         raise UpstreamError(f"no node of the cluster can be used: {'; '.join(complaints)}")
 
-    async def left(self, _: Link) -> str:
+    async def left(self, _: Link) -> Leaving:
         """Return, with the reason, once the link that was opened last should be left."""
         assert self._used is not None
+        loop = asyncio.get_running_loop()
+        whole_at = loop.time()  # when everything that was published came to us for certain
         host, port = self._used
         node: dict[str, Any] = {"host": host, "port": port, "socket_timeout": self._timeout_seconds}
         masters, calm = self._seen
@@ -98,13 +101,17 @@ class ClusterTopology:
                     disturbed = True
                     continue  # whether the link itself still lives, its reader finds out
                 if is_cut_off(nodes.decode()):
-                    return f"{self._used} is cut off from the cluster"
+                    reason = f"{self._used} is cut off from the cluster"
+                    return Leaving(reason, loop.time() - whole_at)
                 self._nodes = list(_addresses(slots, host))
                 before, (masters, calm) = masters, masters_seen(nodes.decode())
                 if masters != before or not calm:
                     disturbed = True
                 elif disturbed:
-                    return "the cluster's nodes were out of touch: messages may be missing"
+                    reason = "the cluster's nodes were out of touch: messages may be missing"
+                    return Leaving(reason, loop.time() - whole_at)
+                else:
+                    whole_at = loop.time()
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt."""

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from relay.core.errors import UpstreamError
 from relay.upstream.cluster import ClusterTopology
-from relay.upstream.link import Link, RedisSettings, options, take
+from relay.upstream.link import Leaving, Link, RedisSettings, options, take
 from relay.upstream.sentinel import SentinelTopology
 
 __all__ = [
@@ -42,7 +42,7 @@ class Topology(Protocol):
             UpstreamError: there is none, or it refuses us; says what to do.
         """
 
-    async def left(self, link: Link, /) -> str:
+    async def left(self, link: Link, /) -> Leaving:
         """Return, with the reason, once the link that was opened last should be left.
 
         Whether it still stands is for its reader to find out. Never returns where there is nowhere
@@ -70,12 +70,14 @@ class SingleServer:
             connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         except (RedisError, ValueError) as error:
             raise UpstreamError(str(error)) from error
-        link, _ = await take(connection, settings.connect_timeout_seconds)
+        # Whether it speaks at all, and wants a password, it says only when it is asked something; this is
+        # what every user may ask.
+        link, _ = await take(connection, settings.connect_timeout_seconds, ["HELLO"])
         return link
 
-    async def left(self, _: Link) -> str:
+    async def left(self, _: Link) -> Leaving:
         """Never: there is no other."""
-        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        never: asyncio.Future[Leaving] = asyncio.get_running_loop().create_future()
         return await never
 
     async def rest(self, seconds: float) -> None:

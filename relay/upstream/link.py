@@ -14,7 +14,15 @@ from urllib.parse import parse_qsl, unquote
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from relay.core.errors import UpstreamError
@@ -39,6 +47,15 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Leaving(NamedTuple):
+    """Why a link should be left or was lost, and for how long it may have missed messages by then;
+    `is_loss`: also such as no server holds any more."""
+
+    reason: str
+    doubt_seconds: float
+    is_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +122,9 @@ def options(settings: RedisSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "protocol": 2,
         "socket_connect_timeout": settings.connect_timeout_seconds,
+        # Else it reads its own version from a file for each connection, which fails without a
+        # descriptor left, and tells it to Redis, which takes one more right and one more answer.
+        "driver_info": None,
         # Trying again is the business of whoever asked: it knows how often, and says so.
         "retry": Retry(NoBackoff(), 0),
     }
@@ -129,6 +149,12 @@ def credentials(settings: RedisSettings, url: ManyHosts) -> dict[str, str]:
 def connection_to(address: Address, more: dict[str, Any]) -> AbstractConnection:
     """A connection that is not open yet."""
     return Connection(host=address.host, port=address.port, **more)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Redis would say the same again: not where it only has to find its feet after a failover."""
+    passing = AskError | TryAgainError | ClusterDownError  # AskError: MOVED, too
+    return isinstance(error, ResponseError) and not isinstance(error, passing)
 
 
 def heed_cancellation() -> None:
@@ -160,9 +186,11 @@ async def take(
             for question in questions:
                 await connection.send_command(*question)
                 replies.append(await connection.read_response())
+                heed_cancellation()
     except BaseException as error:
         # Also where we are cancelled: a connection half made would stay open.
         await connection.disconnect(nowait=True)
+        heed_cancellation()
         if isinstance(error, TimeoutError | RedisTimeoutError):
             raise UpstreamError(
                 f"no answer within {timeout_seconds:.3g} s: is redis.url right?"

@@ -12,15 +12,16 @@ Knows no session, no dialect and no history: keys, holding and merging are calla
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from itertools import repeat
 from typing import Any, Final
 
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from relay.core.event import Identity
+from relay.upstream.link import is_refusal
 
 MAX_IN_FLIGHT: Final = 64  # keys a read
 TIMEOUT_SECONDS: Final = 2.0
@@ -29,18 +30,21 @@ MAX_NEGATIVE: Final = 16_384  # jobs remembered as not found
 MAX_WAITING_JOBS: Final = 16_384  # jobs asked for and not read yet
 # Redis loads its data before it answers GET, but confirms a subscription at once.
 RETRY_SECONDS: Final = 1.0
-# How long failing reads may hold a job's live events back; then it is given up, and said to be.
+# How long failing reads may hold a job's live events back; then it is said that something may be missing.
 REFRESH_SECONDS: Final = 10.0
+# From then on a job is held only while it is read, once in so many seconds.
+LATER_SECONDS: Final = 5.0
 LOG_INTERVAL_SECONDS: Final = 10.0
 
-# What a key holds, None where there is none; what it is, is known to who reads and who merges.
+# What a key holds, None where there is none, an exception where that could not be read; what it is, is known
+# to who reads and who merges.
 Value = Any
 Read = Callable[[list[bytes]], Awaitable[list[Value]]]
 
 log = structlog.stdlib.get_logger()
 
 
-class _Waiter:
+class Waiter:
     """One request: how many of its jobs are still to be read, and whom to tell."""
 
     __slots__ = ("_done", "jobs", "timer")
@@ -68,7 +72,7 @@ class _Job:
     def __init__(self, job_id: str, keys: list[tuple[Identity, bytes]], give_up_at: float) -> None:
         self.job_id = job_id
         self.keys = keys
-        self.waiters: list[_Waiter] = []
+        self.waiters: list[Waiter] = []
         self.give_up_at = give_up_at
         self.refresh = False
         self.issued = False
@@ -84,6 +88,8 @@ class Lookups:
         on_read: given a job and what was found of it, which may be nothing; None where that could not
             be read. Called while the job is held.
         hold: called once a job before it is read. release: once after that.
+        is_watched: whether anybody waits to hear of the job; then it is read again for as long as Redis is
+            there, since nobody else would tell what was missed.
         is_connected: whether Redis is believed to be there.
         clock: monotonic seconds. timeout_seconds: until a request is answered.
     """
@@ -96,6 +102,7 @@ class Lookups:
         on_read: Callable[[str, list[tuple[Identity, Value]] | None], None],
         hold: Callable[[list[str]], None],
         release: Callable[[list[str]], None],
+        is_watched: Callable[[str], bool],
         is_connected: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -105,6 +112,7 @@ class Lookups:
         self._on_read = on_read
         self._hold = hold
         self._release = release
+        self._is_watched = is_watched
         self._is_connected = is_connected
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -113,6 +121,8 @@ class Lookups:
         self._asked: deque[_Job] = deque()
         self._refreshing: deque[_Job] = deque()
         self._negative: dict[str, float] = {}  # job id -> when it may be read again, oldest first
+        self._later: set[str] = set()  # watched jobs given up, to be tried again at `_later_at`
+        self._later_at = 0.0
         self._unrefreshed: set[str] = set()  # jobs that the refresh has not yet read or given up
         self._on_refreshed: Callable[[], None] | None = None
         self._wake = asyncio.Event()
@@ -124,10 +134,10 @@ class Lookups:
         """Have the jobs read and call `done` when that is over: found, not found, failed, or too late.
 
         `done` is called once; before this returns where there is nothing to wait for. What could not be
-        read is tried again, for `REFRESH_SECONDS`: what is found after `done` was called is merged all
-        the same.
+        read is tried again, for `REFRESH_SECONDS`, and where it is watched for as long as Redis is there:
+        what is found after `done` was called is merged all the same.
         """
-        waiter = _Waiter(done)
+        waiter = Waiter(done)
         if self._is_connected() and not self._closed:
             now = self._clock()
             for job_id in dict.fromkeys(job_ids):
@@ -154,6 +164,7 @@ class Lookups:
         job where none is watched: what was not there before the reconnect may be there now.
         """
         self._negative.clear()
+        self._later.clear()  # those that are watched come now
         give_up_at = self._clock() + REFRESH_SECONDS
         self._unrefreshed.clear()
         for job_id in dict.fromkeys(job_ids):
@@ -176,8 +187,13 @@ class Lookups:
         """Read what is asked for, until `close`; may be cancelled, which closes."""
         try:
             while not self._closed:
-                await self._wake.wait()
+                wait_seconds = max(0.0, self._later_at - self._clock()) if self._later else None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_seconds):
+                        await self._wake.wait()
                 self._wake.clear()
+                if self._later and self._clock() >= self._later_at:
+                    self._try_again()
                 while batch := self._take():
                     await self._read_batch(batch)
         finally:
@@ -237,33 +253,52 @@ class Lookups:
         for job in batch:
             job.refresh = False
         keys = [key for job in batch for _, key in job.keys]
+        values: Iterator[Value]
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 values = iter(await self._read(keys))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            if self._closed:
-                return
-            self._log(str(error) or type(error).__name__)
-            lasting = isinstance(error, ResponseError)  # refused: it would be again
-            retry = self._is_connected() and not lasting
-            for job in batch:
-                # Also where everybody was answered: who watches must still learn what is there.
-                worth_it = retry and self._clock() < job.give_up_at
-                bounded = len(self._refreshing) < MAX_WAITING_JOBS
-                job.refresh |= worth_it and (bounded or job.job_id in self._unrefreshed)
-                if not job.refresh:
-                    self._on_read(job.job_id, None)
-                self._end(job)
-            if any(job.refresh for job in batch):
-                await self._pause()
-            return
+            values = repeat(error)
         if self._closed:
             return  # nobody waits, and nothing is held any more
         retry_at = self._clock() + NEGATIVE_CACHE_SECONDS
+        soon = False
         for job in batch:
             found = [(identity, next(values)) for identity, _ in job.keys]
-            self._merge(job, found, retry_at)
+            # In a cluster the node of one key may be away, and that of another there.
+            fault = next((value for _, value in found if isinstance(value, Exception)), None)
+            if fault is None:
+                self._merge(job, found, retry_at)
+            else:
+                soon |= self._fail(job, fault)
             self._end(job)
+        if soon:
+            await self._pause()
+
+    def _fail(self, job: _Job, error: Exception) -> bool:
+        """The job could not be read; whether it is to be read again at once."""
+        self._log(str(error) or type(error).__name__)
+        retry = self._is_connected() and not is_refusal(error)
+        # Also where everybody was answered: who watches must still learn what is there.
+        worth_it = retry and self._clock() < job.give_up_at
+        bounded = len(self._refreshing) < MAX_WAITING_JOBS
+        job.refresh |= worth_it and (bounded or job.job_id in self._unrefreshed)
+        if not job.refresh:
+            self._on_read(job.job_id, None)
+            if retry and self._is_watched(job.job_id):
+                if not self._later:
+                    self._later_at = self._clock() + LATER_SECONDS
+                self._later.add(job.job_id)
+        return job.refresh
+
+    def _try_again(self) -> None:
+        """Have those read once more that were given up and are still watched."""
+        later, self._later = self._later, set()
+        for job_id in later:
+            if self._is_connected() and self._is_watched(job_id) and job_id not in self._jobs:
+                job = self._add(job_id, self._keys_of(job_id))
+                job.give_up_at = self._clock()
+                self._refreshing.append(job)
 
     async def _pause(self) -> None:
         """Wait before what failed is tried again, or until somebody asks."""
@@ -327,87 +362,3 @@ def _answer(job: _Job) -> None:
         waiter.jobs -= 1
         if not waiter.jobs:
             waiter.answer()
-
-
-class QueueLookups:
-    """Reads which jobs a queue has, then has those looked up of which we may not know the newest.
-
-    One task; many requests for one queue cost one read; a request is answered once, within
-    `timeout_seconds`. What cannot be read by then is tried again for `REFRESH_SECONDS`.
-
-    Args:
-        read: the names of a queue's jobs; may raise what Redis clients raise.
-        on_late: told of the jobs that will be read after the answer: the queue's watchers must hear of
-            them.
-    """
-
-    def __init__(
-        self,
-        *,
-        read: Callable[[str], Awaitable[list[str]]],
-        needs_lookup: Callable[[str, str | None], bool],
-        request: Callable[[Sequence[str], Callable[[], None]], None],
-        on_late: Callable[[Sequence[str]], None],
-        is_connected: Callable[[], bool],
-        timeout_seconds: float = TIMEOUT_SECONDS,
-    ) -> None:
-        self._read = read
-        self._needs_lookup = needs_lookup
-        self._request = request
-        self._on_late = on_late
-        self._is_connected = is_connected
-        self._timeout_seconds = timeout_seconds
-        self._asked: dict[str, list[_Waiter]] = {}
-        self._unread: dict[str, float] = {}  # queues to be tried again, and until when
-        self._wake = asyncio.Event()
-
-    def request(self, queue: str, done: Callable[[], None]) -> None:
-        """Have the queue's jobs looked up and call `done` when that is over, found or not."""
-        waiter = _Waiter(done)
-        if not self._is_connected():
-            waiter.answer()
-            return
-        loop = asyncio.get_running_loop()
-        waiter.timer = loop.call_later(self._timeout_seconds, waiter.answer)
-        self._asked.setdefault(queue, []).append(waiter)
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Never returns; cancel to stop."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_SECONDS if self._unread else None):
-                    await self._wake.wait()
-            self._wake.clear()
-            for queue in list(dict.fromkeys((*self._asked, *self._unread))):
-                await self._look_up(queue)
-
-    async def _look_up(self, queue: str) -> None:
-        now = asyncio.get_running_loop().time()
-        again = queue in self._unread
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                jobs = await self._read(queue)
-        except (RedisError, OSError) as error:
-            log.warning("lookup_failed", error=str(error) or type(error).__name__, queue=queue)
-            if now >= self._unread.setdefault(queue, now + REFRESH_SECONDS):
-                del self._unread[queue]
-            _answer_all(self._asked.pop(queue, ()))
-            return
-        self._unread.pop(queue, None)
-        wanted = [job_id for job_id in jobs if self._needs_lookup(job_id, queue)]
-        if again:
-            self._on_late(wanted)
-        # Whoever asked while it was read is answered with the rest.
-        self._request(wanted, partial(self._answer, queue, wanted, self._asked.pop(queue, [])))
-
-    def _answer(self, queue: str, wanted: Sequence[str], waiters: Sequence[_Waiter]) -> None:
-        late = [job_id for job_id in wanted if self._needs_lookup(job_id, queue)]
-        if late:
-            self._on_late(late)
-        _answer_all(waiters)
-
-
-def _answer_all(waiters: Sequence[_Waiter]) -> None:
-    for waiter in waiters:
-        waiter.answer()

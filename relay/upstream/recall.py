@@ -2,12 +2,13 @@
 
 Turns what was read into events in history, and judges whether that was all: a job of which something may
 have been missed is *cut*, so that no client is promised a whole recovery across the gap. Redis: XRANGE,
-XREVRANGE, GET, ZRANGEBYSCORE.
+XREVRANGE, GET, ZRANGEBYSCORE, ZREVRANGEBYSCORE, INFO.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -18,8 +19,11 @@ from relay.core.history import History
 from relay.core.router import Found, Router
 from relay.sources.celery import CelerySource, event_id
 from relay.upstream.connection import Client
+from relay.upstream.link import heed_cancellation, is_refusal
 
 MAX_QUEUE_JOBS: Final = 10_000  # of one queue that are read after a reconnect
+MAX_QUEUES_A_READ: Final = 64
+RETIRE_SECONDS: Final = 5.0  # for a client's last reads: they are given up well before
 _STREAM_ID: Final = re.compile(r"\d+-\d+")
 
 
@@ -27,6 +31,7 @@ class Recall:
     """Keys, reading and merging for `Lookups`.
 
     Args:
+        make_client: a new client for commands; called for each link.
         durable: the source in whose forms stored payloads are read; None where history is not durable.
         prefix: of the streams' keys. max_events: entries a stream.
         barrier: awaited after each read: what Redis published before it has been received by then.
@@ -38,7 +43,7 @@ class Recall:
         router: Router,
         history: History,
         *,
-        client: Client,
+        make_client: Callable[[], Client],
         celery: Sequence[CelerySource],
         durable: Source | None,
         prefix: str,
@@ -46,13 +51,14 @@ class Recall:
         barrier: Callable[[], Awaitable[None]],
         clock: Callable[[], tuple[float, int]],
     ) -> None:
-        self._late: set[str] = (
-            set()
-        )  # jobs whose reads queues' watchers wait for; each read takes one out
+        # Jobs whose reads queues' watchers wait for; each read takes one out.
+        self._late: set[str] = set()
         self._missed: set[str] | None = None  # jobs with a gap since `watch_for_gaps`
         self._router = router
         self._history = history
-        self._client = client
+        self._make_client = make_client
+        self._client = make_client()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._celery = celery
         self._durable = durable
         self._prefix = prefix.encode()
@@ -64,6 +70,24 @@ class Recall:
     def knows_anything(self) -> bool:
         """Whether Redis holds anything beside what it publishes."""
         return bool(self._celery) or self._durable is not None
+
+    def renew(self) -> None:
+        """There is a new link: read from where that leads, from now on.
+
+        A client keeps its connections, also to a master that was replaced and answers as if nothing had
+        happened: what it says is old, and would be taken for the newest.
+        """
+        retiring = asyncio.create_task(_retire(self._client))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        self._client = self._make_client()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        for retiring in list(self._retiring):
+            retiring.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._client.aclose()
 
     def watch_for_gaps(self) -> None:
         """From now on remember the jobs of which something may have been missed, beside those remembered."""
@@ -79,6 +103,14 @@ class Recall:
         """What is read of these jobs is told to their queues' watchers, too: their snapshot came without."""
         if len(self._late) < MAX_QUEUE_JOBS:  # more would mean that their reads never came
             self._late.update(job_ids)
+
+    def late(self) -> set[str]:
+        """Those jobs, as far as they are not read yet."""
+        return set(self._late)
+
+    def is_late(self, job_id: str) -> bool:
+        """Whether it is one of them."""
+        return job_id in self._late
 
     def needs_lookup(self, job_id: str, queue: str | None) -> bool:
         """Whether Redis may know more of the job than we do."""
@@ -100,6 +132,8 @@ class Recall:
     async def read(self, keys: list[bytes]) -> list[Any]:
         """The streams' entries and the keys' values, None where there is none, in one round trip.
 
+        In a cluster one node may be away and another there: an exception stands for what could not be read.
+
         Raises:
             RedisError: Redis is away, slow, or refuses every key.
         """
@@ -110,16 +144,19 @@ class Recall:
             else:
                 # Not MGET: it would need one more right in an ACL, and one slot in a cluster.
                 pipeline.get(key)
-        with _closed_is_lost():
+        with _asking():
             answers = await pipeline.execute(raise_on_error=False)
-        refusals = [answer for answer in answers if isinstance(answer, Exception)]
-        if refusals and len(refusals) == len(keys):
-            raise refusals[0]
+        faults = [answer for answer in answers if isinstance(answer, Exception)]
+        if faults and len(faults) == len(keys):
+            raise faults[0]
         # What was read may be newer than messages still on their way over the other connection: those
         # come first, else an end would be followed by what led to it.
         await self._barrier()
         # A key that holds something of another kind counts as not there.
-        return [None if isinstance(answer, Exception) else answer or None for answer in answers]
+        return [
+            None if isinstance(answer, Exception) and is_refusal(answer) else answer or None
+            for answer in answers
+        ]
 
     def merge(self, job_id: str, read: list[tuple[Identity, Any]] | None) -> None:
         """Bring what was read of a held job into history. None: it could not be read."""
@@ -145,52 +182,74 @@ class Recall:
         # A job's past is news to whoever watches it and knew nothing, or has a gap; a queue's watchers did
         # not ask for it.
         by_name = newest is None and self._missed is None and job_id not in self._late
-        self._late.discard(job_id)
+        if read is not None:
+            self._late.discard(job_id)
         self._router.merge(found, now, by_name=by_name)
 
     async def servers(self) -> frozenset[str] | None:
-        """Who holds the history, by the id that each server gives itself at its start; None where that
-        cannot be asked. Redis: INFO."""
+        """Who holds the history, by the id that each server gives itself at its start; None where nobody may
+        ask that. Redis: INFO.
+
+        Raises:
+            RedisError: Redis is away, or slow.
+        """
         try:
-            with _closed_is_lost():
+            with _asking():
                 info: Any = await self._client.info("server")
-        except RedisError:
-            return None
+        except RedisError as error:
+            if is_refusal(error):
+                return None
+            raise
         one_server = "run_id" in info
         return frozenset(one["run_id"] for one in ([info] if one_server else info.values()))
 
     async def jobs_of_queues(
-        self, queues: Iterable[str], since_ms: int
+        self, queues: Sequence[str], since_ms: int
     ) -> dict[str, tuple[set[str], bool]]:
-        """The jobs of each queue that publishers noted since then, and whether all were noted.
-
-        Raises:
-            RedisError: Redis is away, slow, or refuses.
-        """
+        """The jobs of each queue that publishers noted since then, and whether all were noted; a queue that
+        could not be read is left out. Redis: ZRANGEBYSCORE, EXISTS."""
         noted: dict[str, tuple[set[str], bool]] = {}
-        for queue in queues:
-            key = self._prefix + b"queue:" + queue.encode()
-            with _closed_is_lost():
-                jobs: Any = await self._client.zrangebyscore(
-                    key, since_ms, "+inf", start=0, num=MAX_QUEUE_JOBS
-                )
-                # An empty set does not exist: then nobody notes jobs, or Redis has lost the notes.
-                whole = bool(jobs) or bool(await self._client.exists(key))
-            names = {job.decode(errors="replace") for job in jobs}
-            noted[queue] = names, whole and len(jobs) < MAX_QUEUE_JOBS
+        for start in range(0, len(queues), MAX_QUEUES_A_READ):
+            some = queues[start : start + MAX_QUEUES_A_READ]
+            with suppress(RedisError, OSError):
+                noted |= await self._jobs_of_some_queues(some, since_ms)
         return noted
 
-    async def newest_of_queue(self, queue: str, limit: int) -> list[str]:
-        """The jobs that publishers noted for the queue, the newest first. Redis: ZREVRANGE.
+    async def _jobs_of_some_queues(
+        self, queues: Sequence[str], since_ms: int
+    ) -> dict[str, tuple[set[str], bool]]:
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for queue in queues:
+            key = self._notes_key(queue)
+            pipeline.zrangebyscore(key, since_ms, "+inf", start=0, num=MAX_QUEUE_JOBS)
+            pipeline.exists(key)
+        with _asking():
+            answers = await pipeline.execute(raise_on_error=False)
+        noted: dict[str, tuple[set[str], bool]] = {}
+        for queue, jobs, exists in zip(queues, answers[::2], answers[1::2], strict=True):
+            faults = [one for one in (jobs, exists) if isinstance(one, Exception)]
+            if not faults:
+                names = {job.decode(errors="replace") for job in jobs}
+                # An empty set does not exist: then nobody notes jobs, or Redis has lost the notes.
+                noted[queue] = names, bool(exists) and len(jobs) < MAX_QUEUE_JOBS
+            elif all(map(is_refusal, faults)):
+                noted[queue] = set(), False
+        return noted
+
+    async def newest_of_queue(self, queue: str, since_ms: int, limit: int) -> list[str]:
+        """The jobs that publishers noted for the queue since then, the newest first. Redis: ZREVRANGEBYSCORE.
 
         Raises:
             RedisError: Redis is away, slow, or refuses.
         """
-        with _closed_is_lost():
-            jobs: Any = await self._client.zrevrange(
-                self._prefix + b"queue:" + queue.encode(), 0, limit - 1
+        with _asking():
+            jobs: Any = await self._client.zrevrangebyscore(
+                self._notes_key(queue), "+inf", since_ms, start=0, num=limit
             )
         return [job.decode(errors="replace") for job in jobs]
+
+    def _notes_key(self, queue: str) -> bytes:
+        return self._prefix + b"queue:" + queue.encode()
 
     def _is_stream(self, key: bytes) -> bool:
         return self._durable is not None and key.startswith(self._prefix)
@@ -205,16 +264,26 @@ class Recall:
             pipeline.xrevrange(key, max="+", min="-", count=self._max_events)
 
 
+async def _retire(client: Client) -> None:
+    """Close it once its last reads are over."""
+    try:
+        await asyncio.sleep(RETIRE_SECONDS)
+    finally:
+        await client.aclose()
+
+
 @contextmanager
-def _closed_is_lost() -> Iterator[None]:
-    """redis-py does not see that a connection was cut while nobody used it; uvloop, asked to write to
-    one, raises what it raises for bugs."""
+def _asking() -> Iterator[None]:
+    """Makes good what redis-py gets wrong: it may swallow a cancellation; and it does not see that a connection was
+    cut while nobody used it (uvloop, asked to write to one, raises what it raises for bugs)."""
     try:
         yield
     except RuntimeError as error:
         if "closed" not in str(error):
             raise
         raise RedisConnectionError("the connection was cut while it was idle") from error
+    finally:
+        heed_cancellation()
 
 
 def _found(identity: Identity, entry: bytes, fields: dict[bytes, bytes]) -> Found:

@@ -18,6 +18,7 @@ import structlog
 
 from relay.core.errors import UpstreamError
 from relay.upstream.connection import Link, RedisSettings, make_topology
+from relay.upstream.link import Leaving
 
 BACKOFF_BASE_SECONDS: Final = 0.1
 STEADY_SECONDS: Final = 5.0
@@ -40,7 +41,8 @@ class Subscription:
         settings: they also say how Redis is laid out, and so which node is read and when it is left
             for another; see `connection`.
         on_batch: given all `pmessage` replies of one read.
-        on_up: called when every pattern is confirmed. on_down: called with why the link was lost.
+        on_up: called when every pattern is confirmed. on_down: called with why the link was lost, and
+            what it may have missed.
 
     Raises:
         ValueError: a URL of several hosts is at fault.
@@ -55,7 +57,7 @@ class Subscription:
         backoff_max_seconds: float,
         on_batch: Callable[[list[list[bytes]]], None],
         on_up: Callable[[], None],
-        on_down: Callable[[str], None],
+        on_down: Callable[[Leaving], None],
     ) -> None:
         self._connect_timeout_seconds = settings.connect_timeout_seconds
         self._topology = make_topology(settings)
@@ -76,7 +78,7 @@ class Subscription:
             try:
                 link = await self._topology.open_link()
                 try:
-                    reason = await self._read(link)
+                    leaving = await self._read(link)
                 finally:
                     await link.close()
             except (UpstreamError, OSError) as error:  # OSError: out of descriptors, for one
@@ -90,8 +92,8 @@ class Subscription:
                 # A link that does not hold is no reason to hurry.
                 attempt = 1 if loop.time() - began_at >= STEADY_SECONDS else attempt + 1
                 delay = self._backoff_seconds(attempt)
-                log.warning("redis_lost", reason=reason, retry_in_seconds=round(delay, 3))
-                self._on_down(reason)
+                log.warning("redis_lost", reason=leaving.reason, retry_in_seconds=round(delay, 3))
+                self._on_down(leaving)
             await self._topology.rest(delay)
 
     def pause(self) -> None:
@@ -113,8 +115,8 @@ class Subscription:
         if self._reader is not None:
             await self._reader.barrier()
 
-    async def _read(self, link: Link) -> str:
-        """Subscribe and read until the link is lost; returns why it was."""
+    async def _read(self, link: Link) -> Leaving:
+        """Subscribe and read until the link is lost or should be left; returns why."""
         reader = _Reader(
             self._patterns, self._health_check_seconds / 2, self._on_batch, self._on_up
         )
@@ -130,13 +132,17 @@ class Subscription:
             self._reader = None
             reader.stop()
 
-    async def _lost_or_left(self, reader: "_Reader", link: Link) -> str:
+    async def _lost_or_left(self, reader: "_Reader", link: Link) -> Leaving:
         leaving = asyncio.create_task(self._topology.left(link))
         try:
-            done, _ = await asyncio.wait(
-                {reader.lost, leaving}, return_when=asyncio.FIRST_COMPLETED
-            )
-            return await done.pop()
+            ends: set[asyncio.Future[Any]] = {reader.lost, leaving}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                return await leaving
+            # It may have been silent for as long before that was noticed.
+            return Leaving(await reader.lost, self._health_check_seconds)
+        except OSError as error:  # no descriptor left to ask who is the master
+            return Leaving(str(error), self._health_check_seconds)
         finally:
             leaving.cancel()
             await asyncio.wait({leaving})

@@ -81,7 +81,7 @@ class Storm:
 
 
 def relay_faults(fleet: Fleet, choose: random.Random) -> list[Fault]:
-    """Each relay killed, drained, frozen."""
+    """Each relay killed, drained, frozen, without a descriptor left (EMFILE)."""
 
     def kinds(place: int) -> list[Fault]:
         async def killed() -> None:
@@ -96,11 +96,15 @@ def relay_faults(fleet: Fleet, choose: random.Random) -> list[Fault]:
         async def frozen() -> None:
             await fleet.freeze(place, choose.uniform(0.3, 2.5))
 
+        async def starved() -> None:
+            await fleet.starve(place, choose.uniform(0.5, 2.5))
+
         needs = f"relay {place}"
         return [
             Fault("relay killed", needs, killed),
             Fault("relay drained", needs, drained),
             Fault("relay frozen", needs, frozen),
+            Fault("relay out of descriptors", needs, starved),
         ]
 
     return [fault for place in range(len(fleet)) for fault in kinds(place)]

@@ -4,6 +4,7 @@ A relay that comes back has another port and knows nothing of the one before it.
 """
 
 import asyncio
+import resource
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.e2e.conftest import Daemon, Launcher, Settings
 DRAIN_SECONDS = 1.0
 HEALTH_CHECK_SECONDS = 1.0
 POLL_SECONDS = 0.05
+NO_DESCRIPTORS = 3  # below what every process has open
 
 
 def settings(redis_url: str, history: str) -> Settings:
@@ -80,6 +82,17 @@ class Fleet:
             await asyncio.sleep(seconds)
         finally:
             daemon.signal(signal.SIGCONT)
+
+    async def starve(self, place: int, seconds: float) -> None:
+        """Leave it no descriptor for one more connection for that long; it keeps those it has."""
+        daemon = self._daemons[place]
+        assert daemon is not None
+        soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (NO_DESCRIPTORS, hard))
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (soft, hard))
 
     async def ready(self) -> None:
         """Return once every relay is subscribed to Redis."""

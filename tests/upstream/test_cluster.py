@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.core.errors import UpstreamError
-from relay.upstream.cluster import is_cut_off, masters_seen
+from relay.upstream.cluster import CHECK_SECONDS, is_cut_off, masters_seen
 from relay.upstream.connection import make_client, make_topology, open_link
 from tests.upstream.cluster import MASTERS, ClusterOfSix
 from tests.upstream.conftest import redis_settings
@@ -205,11 +206,14 @@ async def test_link_is_left_once_when_another_master_was_lost_and_all_is_calm_ag
     link = await topology.open_link()
     leaving = asyncio.ensure_future(topology.left(link))
 
+    killed_at = time.monotonic()
     other.kill()
-    reason = await asyncio.wait_for(leaving, 3 * SOON_SECONDS)
+    reason, doubt_seconds, _ = await asyncio.wait_for(leaving, 3 * SOON_SECONDS)
+    passed_seconds = time.monotonic() - killed_at
     await link.close()
 
     assert "out of touch" in reason
+    assert doubt_seconds >= passed_seconds - CHECK_SECONDS
 
 
 # --- commands --------------------------------------------------------------------------------------

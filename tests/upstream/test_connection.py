@@ -7,10 +7,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from relay.core.errors import UpstreamError
 from relay.demo.embedded import EmbeddedRedis
 from relay.upstream.connection import RedisSettings, make_client, open_link
+from relay.upstream.link import is_refusal
 from tests.proxy import Proxy
 from tests.upstream.conftest import redis_settings as settings
 
@@ -136,3 +147,21 @@ async def test_rediss_url_connects_over_tls(tls_redis: RedisSettings) -> None:
 async def test_certificate_that_nobody_vouches_for_is_refused(tls_redis: RedisSettings) -> None:
     with pytest.raises(UpstreamError, match="certificate"):
         await open_link(replace(tls_redis, tls_ca_file=""))
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (NoPermissionError("NOPERM"), True),
+        (ResponseError("WRONGTYPE"), True),
+        (ClusterDownError("CLUSTERDOWN Hash slot not served"), False),
+        (MasterDownError("MASTERDOWN"), False),
+        (MovedError("3999 127.0.0.1:6381"), False),
+        (TryAgainError("TRYAGAIN"), False),
+        (RedisConnectionError("gone"), False),
+        (BusyLoadingError("LOADING"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_refusal_is_what_redis_would_say_again(error: Exception, *, lasting: bool) -> None:
+    assert is_refusal(error) is lasting

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
-from redis.exceptions import BusyLoadingError, NoPermissionError
+from redis.exceptions import BusyLoadingError, ClusterDownError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
@@ -19,7 +19,7 @@ from relay.upstream import lookup
 from relay.upstream.lookup import Lookups
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
     from relay.core.event import Identity
     from relay.demo.embedded import EmbeddedRedis
@@ -65,6 +65,7 @@ class Desk:
         self.story: list[str] = []
         self.refreshed = Answer()
         self.connected = True
+        self.watched: set[str] = set()
         self.now = 0.0
         self.lookups = Lookups(
             read=read,
@@ -72,6 +73,7 @@ class Desk:
             on_read=self._on_read,
             hold=self._hold,
             release=self._release,
+            is_watched=lambda job_id: job_id in self.watched,
             is_connected=lambda: self.connected,
             clock=lambda: self.now,
             timeout_seconds=timeout_seconds,
@@ -635,71 +637,45 @@ async def test_asking_from_within_an_answer_is_safe(store: Store) -> None:
     assert ("c", b"state of c") in desk.found
 
 
-# Queues
+# --- one node of many is away ----------------------------------------------------------------------
 
 
-class QueueDesk:
-    """Queue lookups, and what they ask for; `jobs` is what the next reads bring, or the fault."""
+async def test_job_whose_node_is_away_is_read_again_and_the_others_are_not(store: Store) -> None:
+    store.hold("a", "b")
+    away: dict[bytes, list[Exception]] = {tasks.key("b"): [ClusterDownError("CLUSTERDOWN")]}
 
-    def __init__(self, *jobs: list[str] | Exception) -> None:
-        self.answers = list(jobs)
-        self.requested: list[list[str]] = []
-        self.late: list[str] = []
-        self.known: set[str] = set()
-        self.lookups = lookup.QueueLookups(
-            read=self._read,
-            needs_lookup=lambda job_id, _: job_id not in self.known,
-            request=self._request,
-            on_late=self.late.extend,
-            is_connected=lambda: True,
-        )
+    async def read(keys: list[bytes]) -> list[Any]:
+        values = await store.read(keys)
+        return [
+            away[key].pop() if away.get(key) else value
+            for key, value in zip(keys, values, strict=True)
+        ]
 
-    async def _read(self, _: str) -> list[str]:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async with running(read) as desk:
+        desk.lookups.refresh(["a", "b"], desk.refreshed.done)
+        await desk.refreshed.given()
 
-    def _request(self, job_ids: Sequence[str], done: Callable[[], None]) -> None:
-        self.requested.append(list(job_ids))
-        self.known |= set(job_ids)
-        done()
+    assert store.reads == [[tasks.key("a"), tasks.key("b")], [tasks.key("b")]]
+    assert desk.found == [("a", b"state of a"), ("b", b"state of b")]
+    assert not +desk.held
 
 
-@asynccontextmanager
-async def working(desk: QueueDesk) -> AsyncIterator[QueueDesk]:
-    task = asyncio.ensure_future(desk.lookups.run())
-    yield desk
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def test_jobs_of_a_queue_that_are_not_known_are_looked_up() -> None:
-    async with working(QueueDesk(["a", "b"])) as desk:
-        desk.known = {"a"}
-        answered = asyncio.Event()
-
-        desk.lookups.request("q", answered.set)
-        await asyncio.wait_for(answered.wait(), SOON_SECONDS)
-
-    assert desk.requested == [["b"]]
-    assert desk.late == []
-
-
-async def test_queue_that_could_not_be_read_is_answered_and_read_for_its_watchers_later(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_watched_job_that_was_given_up_is_read_once_redis_answers(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lookup, "RETRY_SECONDS", 0.01)
-    async with working(QueueDesk(RedisConnectionError("away"), ["a"])) as desk:
-        answered = asyncio.Event()
+    monkeypatch.setattr(lookup, "LATER_SECONDS", 0.0)
+    store.hold("a", "b")
+    store.faults = [RedisConnectionError("away")]
 
-        desk.lookups.request("q", answered.set)
-        await asyncio.wait_for(answered.wait(), SOON_SECONDS)
-        before = list(desk.requested)
-        async with asyncio.timeout(SOON_SECONDS):
-            while not desk.requested:  # noqa: ASYNC110  what is waited for sets no event
-                await asyncio.sleep(0.01)
+    async with running(store.read) as desk:
+        desk.watched = {"a"}
+        desk.now = lookup.REFRESH_SECONDS  # time is over with the first attempt
+        monkeypatch.setattr(lookup, "REFRESH_SECONDS", 0.0)
+        desk.lookups.refresh(["a", "b"], desk.refreshed.done)
+        await desk.refreshed.given()
+        given_up = [line for line in desk.story if line.startswith("failed")]
+        await until(lambda: bool(desk.found))
 
-    assert before == []
-    assert desk.requested == [["a"]]
-    assert desk.late == ["a"]
+    assert given_up == ["failed a", "failed b"]
+    assert desk.found == [("a", b"state of a")]
+    assert not +desk.held

@@ -53,7 +53,7 @@ class Listener:
             backoff_max_seconds=0.2,
             on_batch=self._take,
             on_up=lambda: self.changes.put_nowait(("up", "")),
-            on_down=lambda reason: self.changes.put_nowait(("down", reason)),
+            on_down=lambda leaving: self.changes.put_nowait(("down", leaving.reason)),
         )
         self._on_batch = on_batch
         self._news = asyncio.Event()
