@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { backoffMs, chunks, etaSeconds, fitsSubprotocol, grouped, keyOf, mayReturn } from "../../relay/web/client/rules.js";
+import {
+  backoffMs, chunks, etaSeconds, fitsSubprotocol, grouped, keyOf, mayReturn, remaining,
+} from "../../relay/web/client/rules.js";
 
 test("a client comes back after what passes, and not after what would end the same way", () => {
   const codes = [1000, 1001, 1002, 1003, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 3008];
@@ -45,4 +47,8 @@ test("the time that is left follows from the pace, and is not guessed without on
   assert.equal(etaSeconds(first, { at: 5000, progress: 40 }), 12);
   assert.equal(etaSeconds(first, first), null);
   assert.equal(etaSeconds(first, { at: 5000, progress: 10 }), null);
+});
+
+test("people are told of seconds, minutes or hours", () => {
+  assert.deepEqual([0.2, 59, 61, 5400].map(remaining), ["1 s", "59 s", "2 min", "1.5 h"]);
 });

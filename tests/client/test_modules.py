@@ -6,16 +6,14 @@ import asyncio
 import gzip
 import json
 import os
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from relay.web.assets import CLIENT
 from tests.client.conftest import complete, on, progress
+from tests.client.packages import HERE, esbuild, node, run, tsc
 from tests.e2e.conftest import SOON_SECONDS
-from tests.tools import require_tool
 
 if TYPE_CHECKING:
     from relay.demo.embedded import EmbeddedRedis
@@ -23,30 +21,18 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.tool
 
-HERE = Path(__file__).parent
-NODE_HINT = "https://nodejs.org, 20 or newer"
 MOST_BYTES = 6 * 1024
-
-
-def run(*command: object, cwd: Path = HERE) -> bytes:
-    """What a program prints; the test fails with it if the program does."""
-    done = subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr).decode()
-    return done.stdout
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in HERE.glob("*.test.mjs")))
 def test_pure_part(script: str) -> None:
-    run(require_tool("node", hint=NODE_HINT), "--test", script)
+    run(node(), "--test", script)
 
 
 def test_types_fit_how_the_client_is_used() -> None:
-    tsc = require_tool("tsc", hint="npm install --global typescript")
     options = "--noEmit --strict --target es2022 --lib es2022,dom --module nodenext"
 
-    run(tsc, *options.split(), "example.ts")
+    run(tsc(), *options.split(), "example.ts")
 
 
 def test_types_name_every_public_member() -> None:
@@ -54,17 +40,14 @@ def test_types_name_every_public_member() -> None:
         "import { JobProgressClient as C } from './client.js';"
         "console.log(JSON.stringify(Object.getOwnPropertyNames(C.prototype)))"
     )
-    node = require_tool("node", hint=NODE_HINT)
 
-    members = json.loads(run(node, "--input-type=module", "--eval", script, cwd=CLIENT))
+    members = json.loads(run(node(), "--input-type=module", "--eval", script, cwd=CLIENT))
 
     types = (CLIENT / "client.d.ts").read_text()
     assert [name for name in members if f"{name}(" not in types and f"{name}<" not in types] == []
 
 
 def test_client_is_small() -> None:
-    esbuild = require_tool("esbuild", hint="npm install --global esbuild")
-
     def size(entry: str, *apart: str) -> int:
         """Bytes of `entry` with all that it imports, save the modules that it loads later."""
         options = [
@@ -73,7 +56,7 @@ def test_client_is_small() -> None:
             "--format=esm",
             *(f"--external:{name}" for name in apart),
         ]
-        return len(gzip.compress(run(esbuild, CLIENT / entry, *options)))
+        return len(gzip.compress(run(esbuild(), CLIENT / entry, *options)))
 
     # The fallback comes while the first connection is made, the sharing among tabs where it is asked for.
     first = size("client.js", "./fallback.js", "./tabs.js")
@@ -84,10 +67,9 @@ def test_client_is_small() -> None:
 
 
 def test_modules_can_be_imported_where_there_is_no_window() -> None:
-    node = require_tool("node", hint=NODE_HINT)
     for module in sorted(CLIENT.glob("*.js")):
         if module.name != "react.js":  # which needs React
-            run(node, "--input-type=module", "--eval", f"await import({json.dumps(str(module))})")
+            run(node(), "--input-type=module", "--eval", f"await import({json.dumps(str(module))})")
 
 
 @pytest.mark.e2e
@@ -97,14 +79,13 @@ def test_modules_can_be_imported_where_there_is_no_window() -> None:
 async def test_job_is_followed_in_node(
     daemon: StartDaemon, own_redis: EmbeddedRedis, options: list[str], transport: str
 ) -> None:
-    node = require_tool("node", hint=NODE_HINT)
-    if transport == "sse" and b"20." not in run(node, "--version"):
+    if transport == "sse" and b"20." not in run(node(), "--version"):
         pytest.skip("this Node has a WebSocket of its own")
     relay = daemon(on(own_redis))
     progress(own_redis, "a", 10)
 
     follower = await asyncio.create_subprocess_exec(
-        node, "--no-warnings", *options, HERE / "follow.mjs", relay.ws_url, "a",
+        node(), "--no-warnings", *options, HERE / "follow.mjs", relay.ws_url, "a",
         stdout=asyncio.subprocess.PIPE, env=os.environ,
     )  # fmt: skip
     assert follower.stdout is not None

@@ -22,6 +22,8 @@ const MESSAGE_CHARACTERS = 48_000; // the relay takes 64 KiB
 const RELEASE_MS = 1000; // between two views of an application nobody needs the client for a moment
 const CLOSED = { state: "closed", transport: "none", isConnected: false, redis: "unknown", error: null };
 
+const logOf = (debug) => (debug === true ? console.log : debug || (() => {}));
+
 export class JobProgressClient {
   static #pool = [];
 
@@ -55,7 +57,7 @@ export class JobProgressClient {
     base.protocol = base.protocol.replace("ws", "http");
     const { WebSocket } = globalThis;
     this.#options = { WebSocket, transports: TRANSPORTS, ...options, url, base, fetch: fetch.bind(globalThis) };
-    this.#debug = debug === true ? console.log : debug || (() => {});
+    this.#debug = logOf(debug);
     this.connect();
   }
 
@@ -69,9 +71,11 @@ export class JobProgressClient {
     JobProgressClient.#pool = pool;
     let entry = pool.find((each) => each.url === url && each.token === token);
     if (!entry) pool.push((entry = { url, token, client: new JobProgressClient(options) }));
-    clearTimeout(entry.client.#releaseTimer);
-    entry.client.#users += 1;
-    return entry.client;
+    const { client } = entry;
+    if (options.debug) client.#debug = logOf(options.debug); // whoever asks for it, the first user or a later one
+    clearTimeout(client.#releaseTimer);
+    client.#users += 1;
+    return client;
   }
 
   /** Give back what `shared` gave; the last to do so closes the client a second later. */

@@ -6,6 +6,7 @@
  */
 
 import { etaSeconds, JobProgressClient } from "./client.js";
+import { remaining } from "./rules.js";
 
 const STYLE = `
   :host { display: inline-flex; align-items: center; gap: .5em; font: inherit; }
@@ -156,11 +157,6 @@ class JobProgress extends ClientElement {
     track.setAttribute("aria-valuenow", Math.round(percent));
     this.part("bar").style.width = `${percent}%`;
   }
-}
-
-function remaining(seconds) {
-  if (seconds < 60) return `${Math.ceil(seconds)} s`;
-  return seconds < 3600 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 if (globalThis.customElements && !customElements.get("relay-status")) {

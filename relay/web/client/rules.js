@@ -64,3 +64,9 @@ export function etaSeconds(first, now) {
   if (done <= 0 || now.at <= first.at) return null;
   return ((now.at - first.at) * (100 - now.progress)) / done / 1000;
 }
+
+/** A time that is left, for people. */
+export function remaining(seconds) {
+  if (seconds < 60) return `${Math.ceil(seconds)} s`;
+  return seconds < 3600 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
