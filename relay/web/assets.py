@@ -4,6 +4,7 @@ They are public code: any page of any origin may import them (CORS, WHATWG Fetch
 served is a list made beforehand, so that no path that a client thinks up reaches a file. ETag: RFC 9110 §8.8.3.
 """
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -34,29 +35,13 @@ class Module(NamedTuple):
 
 def client_modules(folder: Path = CLIENT) -> web.RouteDef:
     """The route to the modules that lie in `folder` now."""
-    modules = {
-        path.name: _module(path)
-        for path in sorted(folder.iterdir())
-        if path.suffix in CONTENT_TYPES
-    }
+    modules = read_folder(folder, CONTENT_TYPES)
 
     async def answer(request: web.Request) -> web.Response:
         module = modules.get(request.match_info["name"])
         if module is None:
             raise web.HTTPNotFound(text="there is no such module of the client")
-        known = request.if_none_match or ()
-        if any(candidate.value in (module.etag.value, "*") for candidate in known):
-            response = web.Response(status=304, headers=_HEADERS)
-        else:
-            response = web.Response(
-                body=module.body,
-                content_type=module.content_type,
-                charset="utf-8",
-                headers=_HEADERS,
-            )
-            response.enable_compression()
-        response.etag = module.etag
-        return response
+        return respond(request, module, _HEADERS)
 
     return web.get("/client/{name}", answer, name=_ROUTE)
 
@@ -66,8 +51,38 @@ def is_public(request: web.Request) -> bool:
     return request.match_info.route.name == _ROUTE
 
 
-def _module(path: Path) -> Module:
+def read_folder(folder: Path, content_types: Mapping[str, str]) -> dict[str, Module]:
+    """The files in `folder` by name, those whose suffix has a content type."""
+    return {
+        path.name: _module(path, content_types[path.suffix])
+        for path in sorted(folder.iterdir())
+        if path.suffix in content_types
+    }
+
+
+def respond(
+    request: web.Request, module: Module, headers: Mapping[str, str], status: int = 200
+) -> web.Response:
+    """`module`, compressed where the client takes that; a 304 where it has this very one."""
+    known = request.if_none_match or ()
+    is_known = any(candidate.value in (module.etag.value, "*") for candidate in known)
+    if is_known and status == 200:
+        response = web.Response(status=304, headers=headers)
+    else:
+        response = web.Response(
+            status=status,
+            body=module.body,
+            content_type=module.content_type,
+            charset="utf-8",
+            headers=headers,
+        )
+        response.enable_compression()
+    response.etag = module.etag
+    return response
+
+
+def _module(path: Path, content_type: str) -> Module:
     body = path.read_bytes()
     # Weak, because the same module may leave compressed.
     etag = ETag(blake2b(body, digest_size=12).hexdigest(), is_weak=True)
-    return Module(body, CONTENT_TYPES[path.suffix], etag)
+    return Module(body, content_type, etag)
