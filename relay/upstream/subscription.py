@@ -23,6 +23,8 @@ from relay.upstream.link import Leaving
 BACKOFF_BASE_SECONDS: Final = 0.1
 STEADY_SECONDS: Final = 5.0
 MAX_TURN_BYTES: Final = 256 * 1024
+# The event loops read again in the same turn only where a read filled their buffers (of some 256 KiB).
+_SMALL_READ_BYTES: Final = 64 * 1024
 # A stalled loop finds its timers due before it has read the socket: look twice before giving up.
 SECOND_LOOK_SECONDS: Final = 0.1
 _PING: Final = b"*1\r\n$4\r\nPING\r\n"
@@ -205,12 +207,8 @@ class _Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        if not self._turn_bytes:
-            self._loop.call_soon(self._begin_turn)
-        self._turn_bytes += len(data)
-        if self._turn_bytes >= MAX_TURN_BYTES:
-            self._turn_over = True
-            self._transport.pause_reading()
+        if len(data) > _SMALL_READ_BYTES:
+            self._count(len(data))
         replies = self._replies
         batch: list[list[bytes]] = []
         try:
@@ -259,6 +257,16 @@ class _Reader(asyncio.Protocol):
     def resume(self, *, handed_on: bool) -> None:
         self._handing_on = not handed_on
         self._read_on()
+
+    def _count(self, size: int) -> None:
+        """Stop reading where this turn of the loop brought too much. A small read is not worth the
+        callback: what it costs, most of them cost in all."""
+        if not self._turn_bytes:
+            self._loop.call_soon(self._begin_turn)
+        self._turn_bytes += size
+        if self._turn_bytes >= MAX_TURN_BYTES:
+            self._turn_over = True
+            self._transport.pause_reading()
 
     def _begin_turn(self) -> None:
         self._turn_bytes = 0
