@@ -8,7 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -16,6 +16,8 @@ import structlog
 from aiohttp import web
 
 from relay import logs, systemd
+from relay.auth.revocations import Revocations
+from relay.auth.tokens import JwtAuthenticator, make_authenticator
 from relay.catchup import CatchUp
 from relay.config import ConfigError
 from relay.core.errors import InvalidReason
@@ -26,21 +28,26 @@ from relay.core.router import Routed, Router
 from relay.core.session import MAX_QUEUE_SNAPSHOTS, Hub, Lookup, Session
 from relay.core.stats import Stats
 from relay.metrics import Metrics, RelayCollector
-from relay.settings import Config
+from relay.settings import Config, is_loopback
 from relay.sources.celery import CelerySource
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from relay.upstream.connection import RedisSettings, make_client
+from relay.upstream.link import Leaving
 from relay.upstream.lookup import TIMEOUT_SECONDS, Lookups
 from relay.upstream.queue_lookup import QueueLookups
 from relay.upstream.recall import Recall
 from relay.upstream.subscription import Subscription
 from relay.web import listener
 from relay.web.admin import Admin, Readiness
+from relay.web.credentials import Carriers
 from relay.web.flusher import Flusher
 from relay.web.front import Door, Front
+from relay.web.gatekeeper import Gatekeeper, Rules
 from relay.web.gateway import Gateway
+from relay.web.http_protocol import HttpProtocol
 from relay.web.jobs import Jobs
+from relay.web.operators import Operators
 from relay.web.origin import OriginPolicy
 from relay.web.routes import PUBLIC_PROBES, admin_app, public_app
 from relay.web.sse import EventStreams
@@ -151,7 +158,7 @@ class Relay:
             prefix=config.history.prefix,
             max_events=config.history.max_events,
             barrier=self._subscription.barrier,
-            clock=lambda: (self._loop.time(), time.time_ns() // 1_000_000),
+            clock=lambda: (self._loop.time(), _now_ms()),
         )
         self._lookups = Lookups(
             read=self._recall.read,
@@ -171,10 +178,25 @@ class Relay:
             is_connected=lambda: self._stats.redis_up,
         )
         self._flusher = Flusher(self._loop, self._on_flushed)
+        self._revocations = Revocations()
+        self._authenticator: JwtAuthenticator | None = None
+        if config.auth.mode == "jwt":
+            self._authenticator = make_authenticator(
+                config.auth, clock_ms=_now_ms, revocations=self._revocations
+            )
+        self._gatekeeper = Gatekeeper(
+            _rules(config),
+            authenticator=self._authenticator,
+            revocations=self._revocations,
+            stats=self._stats,
+            clock_ms=_now_ms,
+        )
         self._gateway = Gateway(
             self._make_hub(),
             flusher=self._flusher,
             look_up=self._look_up,
+            prove=self._gatekeeper.prove,
+            clock_ms=_now_ms,
             other_connections=self._http_connections,
             epoch=epoch,
             interval_seconds=config.heartbeat.interval_seconds,
@@ -182,6 +204,7 @@ class Relay:
             max_message_bytes=config.limits.max_message_bytes,
             max_connections=config.limits.max_connections,
             max_connections_per_address=config.limits.max_connections_per_address,
+            handshake_timeout_seconds=config.limits.handshake_timeout_seconds,
         )
         self._catch_up = CatchUp(
             self._stats,
@@ -213,13 +236,15 @@ class Relay:
                 reuse_port=server.reuse_port,
                 unsent_bytes=self._config.backpressure.unsent_bytes,
             )
+            # A page that was led here by DNS rebinding cannot but name this port.
+            self._door.policy = replace(self._door.policy, port=public[0].getsockname()[1])
         addresses = Addresses(listener.url(public), "")
         for sock in public:
-            self._servers.append(await self._listen(sock))
+            self._servers.append(await self._listen(sock, lambda: Front(self._door)))
         bound = listener.bind(admin.host, admin.port)
         addresses = Addresses(addresses.public, listener.url(bound))
         for sock in bound:
-            await web.SockSite(self._admin, sock).start()
+            self._servers.append(await self._listen(sock, partial(self._new_http, self._admin)))
         self._log.info("relay_listening", public=addresses.public, admin=addresses.admin)
         return addresses
 
@@ -231,6 +256,10 @@ class Relay:
             tasks.create_task(self._queue_lookups.run())
             tasks.create_task(self._catch_up.run())
             tasks.create_task(self._gateway.beat())
+            if self._config.auth.mode != "none":
+                tasks.create_task(self._gateway.expire())
+            if self._authenticator is not None:
+                tasks.create_task(self._authenticator.run())
             tasks.create_task(self._tick())
 
     async def drain(self) -> None:
@@ -243,6 +272,7 @@ class Relay:
         for server in self._servers:
             server.close()
         self._door.close()
+        self._gatekeeper.close()
         self._gateway.cut_off()
         self._lookups.close()
         await self._public.cleanup()
@@ -251,7 +281,16 @@ class Relay:
         self._log.info("relay_stopped")
 
     def reload(self, config: Config) -> list[str]:
-        """Take over what can be changed while running; returns the settings that need a restart."""
+        """Take over what can be changed while running; returns the settings that need a restart.
+
+        Raises:
+            ConfigError: a key cannot be read; then nothing has changed.
+        """
+        mode = self._config.auth.mode
+        if config.auth.mode == mode:
+            if self._authenticator is not None:
+                self._authenticator.reload(config.auth)
+            self._gatekeeper.rules = _rules(config)
         limits, hub, gateway = config.limits, self._gateway.hub, self._gateway
         logs.set_level(config.log.level)
         self._tell_details(config.log.level == "debug")
@@ -262,6 +301,7 @@ class Relay:
         gateway.max_message_bytes = limits.max_message_bytes
         gateway.max_connections = limits.max_connections
         gateway.max_connections_per_address = limits.max_connections_per_address
+        gateway.handshake_timeout_seconds = limits.handshake_timeout_seconds
         self._router.max_payload_bytes = limits.max_payload_bytes
         self._door.timeout_seconds = limits.handshake_timeout_seconds
         # What is listened on stays as it is until a restart; only the lists change.
@@ -273,15 +313,20 @@ class Relay:
         )
         self._door.policy = _policy(self._config.model_copy(update={"server": server}))
         changed = _changed(self._config, config)
+        reloadable: tuple[str, ...] = (*RELOADABLE, "auth.")
+        if config.auth.mode != mode:
+            # What belongs to another mode has to wait for it.
+            config = config.model_copy(update={"auth": self._config.auth})
+            reloadable = RELOADABLE
         self._config = config
-        return [key for key in changed if not key.startswith(RELOADABLE)]
+        return [key for key in changed if not key.startswith(reloadable)]
 
     # What upstream tells
 
     def _on_batch(self, messages: list[list[bytes]]) -> None:
         received_at = time.perf_counter()  # uvloop's clock stands still within a turn
         self._flusher.gather()
-        routed = self._router.receive(messages, self._loop.time(), time.time_ns() // 1_000_000)
+        routed = self._router.receive(messages, self._loop.time(), _now_ms())
         if routed.count:
             self._unfinished.append((received_at, routed))
         if self._flusher.flush():
@@ -310,8 +355,8 @@ class Relay:
         if self._paused:
             self._subscription.pause()  # a new link, but the last batch is still on its way
 
-    def _on_down(self, _: str, doubt_seconds: float) -> None:
-        self._catch_up.went_down(doubt_seconds)
+    def _on_down(self, leaving: Leaving) -> None:
+        self._catch_up.went_down(leaving.doubt_seconds, is_loss=leaving.is_loss)
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None
@@ -363,6 +408,7 @@ class Relay:
             needs_lookup=self._recall.needs_lookup,
             hold=self._router.hold,
             release=self._router.release,
+            auth_mode=config.auth.mode,
             stores_queues=config.history.backend == "redis",
             wake=self._flusher.wake,
             heartbeat_seconds=config.heartbeat.interval_seconds,
@@ -383,48 +429,63 @@ class Relay:
         )
         self._door = Door(
             self._gateway,
-            http=self._new_http,
+            self._gatekeeper,
+            http=lambda: self._new_http(self._public),
             path=config.server.path,
             policy=_policy(config),
             timeout_seconds=config.limits.handshake_timeout_seconds,
             probes=PUBLIC_PROBES if config.admin.public_health else (),
         )
-        reception = Reception(self._gateway, lambda: self._door.policy)
+        reception = Reception(self._gateway, self._gatekeeper, lambda: self._door.policy)
         public = public_app(
             Jobs(self._gateway, reception),
             EventStreams(self._gateway, reception),
             path=config.server.path,
             upgrade=Takeover(
-                self._gateway, path=config.server.path, policy=lambda: self._door.policy
+                self._gateway,
+                self._gatekeeper,
+                path=config.server.path,
+                policy=lambda: self._door.policy,
             ).upgrade,
             policy=lambda: self._door.policy,
-            on_rejected=self._on_rejected,
+            on_rejected=partial(self._gateway.rejected, event="request_rejected"),
             admin=admin if config.admin.public_health else None,
+            takes_cookies=lambda: bool(self._gatekeeper.rules.carriers.cookie),
             extra=routes,
         )
         self._public = _runner(public)
-        self._admin = _runner(admin_app(admin, config.admin.allowed_hosts))
-
-    async def _listen(self, sock: socket.socket) -> asyncio.Server:
-        if sock.family == socket.AF_UNIX:
-            return await self._loop.create_unix_server(
-                lambda: Front(self._door), sock=sock, backlog=listener.BACKLOG
+        operators = Operators(self._gateway, self._revocations, _now_ms)
+        self._admin = _runner(
+            admin_app(
+                admin,
+                operators,
+                config.admin.allowed_hosts,
+                token=config.admin.token.get_secret_value(),
+                loopback=is_loopback(config.admin.host),
             )
-        return await self._loop.create_server(
-            lambda: Front(self._door), sock=sock, backlog=listener.BACKLOG
         )
 
-    def _new_http(self) -> asyncio.Protocol:
-        server = self._public.server
-        assert server is not None
-        return server()
+    async def _listen(
+        self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol]
+    ) -> asyncio.Server:
+        if sock.family == socket.AF_UNIX:
+            return await self._loop.create_unix_server(
+                protocol, sock=sock, backlog=listener.BACKLOG
+            )
+        return await self._loop.create_server(protocol, sock=sock, backlog=listener.BACKLOG)
+
+    def _new_http(self, runner: web.AppRunner) -> asyncio.Protocol:
+        assert runner.server is not None
+        return HttpProtocol(
+            runner.server,
+            loop=self._loop,
+            timeout_seconds=self._door.timeout_seconds,
+            on_rejected=self._gateway.count_rejected,
+        )
 
     def _http_connections(self) -> int:
         server = self._public.server
         return len(server.connections) if server is not None else 0
-
-    def _on_rejected(self, what: str) -> None:
-        self._stats.handshakes_rejected[what] += 1
 
     def _look_at_descriptors(self) -> None:
         accepts = listener.accepts()
@@ -472,6 +533,20 @@ def _policy(config: Config) -> OriginPolicy:
         unix=bool(server.unix_socket),
         check_host=config.auth.mode == "none",
     )
+
+
+def _rules(config: Config) -> Rules:
+    auth = config.auth
+    return Rules(
+        mode=auth.mode,
+        carriers=Carriers(cookie=auth.cookie, allow_query_token=auth.allow_query_token),
+        proxy_header=auth.proxy_header,
+        proxy_secret=auth.proxy_secret.get_secret_value(),
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _runner(app: web.Application) -> web.AppRunner:

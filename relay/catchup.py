@@ -72,6 +72,7 @@ class CatchUp:
         self._held: list[str] = []  # jobs held since the link came up
         # From when on something may have been missed; None while nothing is.
         self._behind_since_ms: int | None = _now_ms()
+        self._is_loss = False  # whether something is gone that cannot be read any more
         self._servers: frozenset[str] | None = None  # who held the history when it was last whole
 
     def came_up(self) -> None:
@@ -99,8 +100,10 @@ class CatchUp:
         self._recall.watch_for_gaps()
         self._came_up.set()
 
-    def went_down(self, doubt_seconds: float) -> None:
-        """The link is lost, or was left; it may have missed messages for `doubt_seconds` by then."""
+    def went_down(self, doubt_seconds: float, *, is_loss: bool = False) -> None:
+        """The link is lost, or was left; it may have missed messages for `doubt_seconds` by then;
+        `is_loss`: also such as no server holds any more."""
+        self._is_loss |= is_loss
         self._stats.redis_up = False
         since_ms = _now_ms() - int(1000 * doubt_seconds)
         if self._behind_since_ms is None or since_ms < self._behind_since_ms:
@@ -140,7 +143,7 @@ class CatchUp:
         over. Then an event may be gone of which no trace is left; so where it cannot be found out."""
         try:
             servers = await self._recall.servers()
-        except RedisError:
+        except (RedisError, OSError):
             return True
         before, self._servers = self._servers, servers or self._servers
         return None not in (before, servers) and before != servers
@@ -149,6 +152,8 @@ class CatchUp:
         if not self._stats.redis_up or link != self._link:
             return  # lost again: the next time goes back as far
         self._behind_since_ms = None
+        changed |= self._is_loss
+        self._is_loss = False
         missed = self._recall.gaps()
         holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
         if not self._durable or link == 1:

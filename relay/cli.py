@@ -110,9 +110,17 @@ def check_config(config_file: str | None) -> None:
 
     Secrets are masked. If anything is wrong, a line for each fault says so and the exit code is 2.
     """
-    from relay.config import effective
+    from relay.config import ConfigError, effective
 
-    click.echo(effective(_config_or_exit(config_file)), nl=False)
+    config = _config_or_exit(config_file)
+    if config.auth.mode == "jwt":
+        from relay.auth.tokens import check_keys
+
+        try:
+            check_keys(config.auth)
+        except ConfigError as error:
+            _exit_with_faults(error.faults)
+    click.echo(effective(config), nl=False)
 
 
 @main.command()
@@ -205,6 +213,63 @@ def watch(jobs: tuple[str, ...], url: str, token: str) -> None:
         except (terminal.WatchError, ValueError) as error:
             _exit_with_faults([f"relay: {error}"])
     sys.exit(code)
+
+
+@main.command()
+@click.option("--jobs", metavar="GLOB", multiple=True, help="Jobs that may be watched: thumbs-*")
+@click.option("--queues", metavar="GLOB", multiple=True, help="Queues, and the jobs in them.")
+@click.option(
+    "--subject", metavar="NAME", default="developer", show_default=True, help="Whom it names."
+)
+@click.option(
+    "--ttl",
+    "ttl_seconds",
+    metavar="SECONDS",
+    type=click.IntRange(1, 31_536_000),
+    default=3600,
+    show_default=True,
+    help="How long it is valid.",
+)
+@_config_option
+def token(
+    jobs: tuple[str, ...],
+    queues: tuple[str, ...],
+    subject: str,
+    ttl_seconds: int,
+    config_file: str | None,
+) -> None:
+    """Print a token for development.
+
+    It is signed with auth.jwt_secret. --jobs and --queues may be repeated; * is any run of characters,
+    ? one. With neither of them it allows everything, else what they name and nothing more.
+
+    \b
+        relay token
+        relay token --jobs 'thumbs-*' --queues images --ttl 86400
+        RELAY_TOKEN=$(relay token) relay watch thumbs-7
+    """
+    import time
+
+    from relay.auth.mint import mint
+    from relay.config import ConfigError
+
+    if not jobs and not queues:
+        jobs = queues = ("*",)
+    config = _config_or_exit(config_file)
+    try:
+        minted = mint(
+            config.auth,
+            jobs=jobs,
+            queues=queues,
+            subject=subject,
+            ttl_seconds=ttl_seconds,
+            now=time.time(),
+        )
+    except ConfigError as error:
+        _exit_with_faults(error.faults)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(minted)
 
 
 @main.command()

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, get_origin
 
 from pydantic import SecretStr, ValidationError
 
-from relay.settings import CelerySource, ChannelSource, Config, RedisConfig, Section, is_loopback
+from relay.settings import (
+    CelerySource,
+    ChannelSource,
+    Config,
+    ConfigError,
+    RedisConfig,
+    Section,
+    hmac_algorithms,
+    is_loopback,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic_core import ErrorDetails
 
-
-class ConfigError(Exception):
-    """The operator's mistakes, all of them: `faults` has one line for each.
-
-    A line says where (file and key, or environment variable), what is wrong, and what would be right.
-    """
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = list(faults)
+__all__ = ["ConfigError", "effective", "parse"]
 
 
 def _variable(key: str) -> str:
@@ -235,7 +235,7 @@ class _Reading:
             if path:
                 self._content(self._where(key), path)
         if self._whole:
-            for keys, what in (*_contradictions(config), *_not_in_this_release(config)):
+            for keys, what in (*_contradictions(config), *_auth_contradictions(config)):
                 if self._faulty.isdisjoint(keys):
                     self._fault(keys[0], what)
         if self._faults:
@@ -345,17 +345,6 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                 " should list the origins"
             ),
         )
-    has_key = auth.jwt_secret.get_secret_value() or auth.jwt_public_key_file or auth.jwks_url
-    if auth.mode == "jwt" and not has_key:
-        yield (
-            ("auth.mode", "auth.jwt_secret", "auth.jwt_public_key_file", "auth.jwks_url"),
-            'is "jwt" without a key; should have jwt_secret, jwt_public_key_file or jwks_url',
-        )
-    if auth.mode == "proxy" and not (auth.proxy_secret.get_secret_value() or server.unix_socket):
-        yield (
-            ("auth.mode", "auth.proxy_secret", "server.unix_socket"),
-            'is "proxy" without auth.proxy_secret; should have one, or server.unix_socket',
-        )
     if config.backpressure.max_outbox_bytes < 2 * limits.max_payload_bytes:
         yield (
             ("backpressure.max_outbox_bytes", "limits.max_payload_bytes"),
@@ -396,8 +385,58 @@ def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             )
 
 
-def _not_in_this_release(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is promised for later releases and must not be believed to work now."""
-    if config.auth.mode != "none":
-        what = f'is "{config.auth.mode}", which this release does not have yet; should be "none"'
-        yield ("auth.mode",), what + " (put a proxy that authenticates in front)"
+def _auth_contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The same for the section `auth`, as far as it shows without opening a key file."""
+    auth, server = config.auth, config.server
+    if auth.mode == "proxy" and not (auth.proxy_secret.get_secret_value() or server.unix_socket):
+        yield (
+            ("auth.mode", "auth.proxy_secret", "server.unix_socket"),
+            'is "proxy" without auth.proxy_secret; should have one, or server.unix_socket',
+        )
+    if auth.mode == "proxy" and not (server.trusted_proxies or server.unix_socket):
+        yield (
+            ("auth.mode", "server.trusted_proxies", "server.unix_socket"),
+            'is "proxy" while server.trusted_proxies is empty; should list the proxy there',
+        )
+    if auth.mode != "jwt":
+        return
+    secret = auth.jwt_secret.get_secret_value()
+    keys = {
+        "auth.jwt_secret": secret,
+        "auth.jwt_public_key_file": auth.jwt_public_key_file,
+        "auth.jwks_url": auth.jwks_url,
+    }
+    given = [key for key, value in keys.items() if value]
+    if not given:
+        yield (
+            ("auth.mode", *keys),
+            'is "jwt" without a key; should have jwt_secret, jwt_public_key_file or jwks_url',
+        )
+    if len(given) > 1:
+        yield (
+            (given[1], given[0]),
+            f"stands beside {given[0]}; should be the only key, or go",
+        )
+        return
+    if secret:
+        try:
+            fitting = hmac_algorithms(secret)
+        except ValueError as error:
+            yield ("auth.jwt_secret",), str(error)
+            return
+        if auth.algorithms and not {*fitting} & {*auth.algorithms}:
+            yield (
+                ("auth.algorithms", "auth.jwt_secret"),
+                (
+                    f"is {_shown(auth.algorithms)}, should have one that fits jwt_secret:"
+                    f" {', '.join(fitting)}"
+                ),
+            )
+    elif given and auth.algorithms and all(name.startswith("HS") for name in auth.algorithms):
+        yield (
+            ("auth.algorithms", *given),
+            (
+                f"is {_shown(auth.algorithms)}, which only fits a secret; should have one for public keys,"
+                " such as RS256, ES256 or EdDSA, or be empty"
+            ),
+        )

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import (
@@ -21,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from relay import __version__
+from relay.auth.tokens import TokenFault
 from relay.core.closing import CloseReason
 from relay.core.errors import AmendedReason, ErrorCode, InvalidReason
 from relay.core.event import KNOWN_EVENTS
@@ -32,7 +33,7 @@ EVENT_LABELS: Final = (*sorted(KNOWN_EVENTS), "other")
 TRANSPORTS: Final = (WEBSOCKET.transport, EVENT_STREAM.transport)
 REJECTIONS: Final = (
     "draining", "host", "malformed", "max_connections", "max_connections_per_address", "origin",
-    "timeout", "too_large", "version",
+    "timeout", "token", "too_large", "version",
 )  # fmt: skip
 
 
@@ -76,6 +77,10 @@ class RelayCollector(Collector):
         yield _counters(
             "relay_handshakes_rejected", "Connections refused before they became a session.",
             "reason", stats.handshakes_rejected, REJECTIONS,
+        )  # fmt: skip
+        yield _counters(
+            "relay_tokens_refused", "Tokens and proxies' claims that were not believed, by why.",
+            "reason", stats.tokens_refused, get_args(TokenFault),
         )  # fmt: skip
         yield _gauges(
             "relay_subscriptions", "Subscriptions of all clients to jobs and to queues.",

@@ -10,8 +10,7 @@ from aiohttp import web
 
 from relay import systemd
 from relay.app import Addresses, Relay
-from relay.config import ConfigError
-from relay.settings import Config
+from relay.settings import Config, ConfigError
 
 
 async def serve(
@@ -78,9 +77,9 @@ def _reload(relay: Relay, read: Callable[[], Config]) -> None:
     log = structlog.stdlib.get_logger()
     systemd.notify(systemd.reloading())
     try:
-        config = read()
+        need_restart = relay.reload(read())
     except ConfigError as error:
         log.error("reload_failed", faults=error.faults)
     else:
-        log.info("reloaded", need_restart=relay.reload(config))
+        log.info("reloaded", need_restart=need_restart)
     systemd.notify(systemd.READY)

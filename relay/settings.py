@@ -1,7 +1,8 @@
 """Every setting: its default, its bounds, and what a value may be.
 
 Sections are frozen; a name here is the name in `config.toml`, which explains them, and a test keeps the
-two equal. What no single value can tell (contradictions between settings) is judged in `config.py`.
+two equal. What no single value can tell (contradictions between settings) is judged in `config.py`, and what only
+the named file or server can, by the part that is given the section; all of them raise `ConfigError`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping  # noqa: TC003 - pydantic looks it up
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, SecretStr
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ConfigError(Exception):
+    """The operator's mistakes, all of them: `faults` has one line for each.
+
+    A line says where (file and key, or environment variable), what is wrong, and what would be right.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
 
 
 def is_loopback(host: str) -> bool:
@@ -21,6 +36,32 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+# RFC 7518 §3.2: a key as long as the hash, or the tokens it signs can be forged by trying secrets at home.
+_HMAC_SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+
+
+def hmac_algorithms(secret: str) -> tuple[str, ...]:
+    """The HS… algorithms that a secret is good for.
+
+    Raises:
+        ValueError: it is too short for any, or a key of another kind. Never shows it.
+    """
+    # Of a public key everybody knows the bytes: as an HMAC secret it lets everybody sign.
+    if re.search("----[- ]BEGIN ", secret) or secret.startswith(("ssh-", "ecdsa-", "{", "[")):
+        raise ValueError(
+            "holds a key file's content, should be random text that only the issuer knows too; a public"
+            " key stands in a file, named by auth.jwt_public_key_file"
+        )
+    length = len(secret.encode())
+    fitting = tuple(name for name, least in _HMAC_SECRET_BYTES.items() if length >= least)
+    if not fitting:
+        raise ValueError(
+            f"has {length} bytes, should have {min(_HMAC_SECRET_BYTES.values())} or more of random text,"
+            " such as: openssl rand -base64 48"
+        )
+    return fitting
 
 
 # --- what a value may be ---------------------------------------------------------------------------
@@ -78,6 +119,14 @@ def _redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _printable(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", secret.get_secret_value()):
+        raise ValueError(
+            "should be printable ASCII without spaces around it, as it stands in a header"
+        )
+    return secret
+
+
 _USER = r"(?:[^@/?#\s]*@)?"
 _HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^@/?#\s:,\[\]]+)(?::\d{1,5})?"
 _HOSTS = f"(?P<hosts>{_HOST}(?:,{_HOST})*)"
@@ -119,6 +168,8 @@ Algorithm: TypeAlias = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512",
     "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "EdDSA",
 ]  # fmt: skip
+# What can be sent as a header's value and arrives as it was.
+HeaderSecret: TypeAlias = Annotated[SecretStr, AfterValidator(_printable)]
 Network: TypeAlias = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 
 _T = TypeVar("_T")
@@ -259,7 +310,7 @@ class AuthConfig(Section):
     jwt_secret: SecretStr = SecretStr("")
     jwt_public_key_file: Text = ""
     jwks_url: Annotated[
-        str, _matching(r"(https?://[^\s@]+)?", "an http:// or https:// URL without user")
+        str, _matching(r"(https?://[^\s@/?#]+[^\s@#]*)?", "an http:// or https:// URL without user")
     ] = ""
     algorithms: ListOf[Algorithm] = ()
     audience: Text = ""
@@ -270,7 +321,7 @@ class AuthConfig(Section):
     jobs_claim: Name = "jobs"
     queues_claim: Name = "queues"
     proxy_header: HeaderName = "X-Relay-Claims"
-    proxy_secret: SecretStr = SecretStr("")
+    proxy_secret: HeaderSecret = SecretStr("")
 
 
 class LogConfig(Section):

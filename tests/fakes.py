@@ -10,9 +10,11 @@ from typing import Any
 import orjson
 
 from relay.core.event import PROGRESS, RUNNING_STATUSES, Burst, Draft, Identity, JobEvent, Source
+from relay.core.grants import EVERYTHING, Grants
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.outbox import Outbox, Verdict
+from relay.core.rights import Proof
 from relay.core.router import Found, Router
 from relay.core.session import Hub, Lookup, Session
 from relay.core.stats import Stats
@@ -210,12 +212,13 @@ def written(each: Draft) -> bytes:
 class Client:
     """One session and its transport; `seen` is all that the client was sent."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, grants: Grants | None = EVERYTHING) -> None:
         self.relay = relay
-        self.session = Session(relay.hub, "c1", None)
+        self.session = Session(relay.hub, "c1", None, grants)
         self.outbox: Outbox = self.session.outbox
         self.seen: list[Message] = []
         self.lookup: Lookup | None = None
+        self.proof: Proof | None = None
 
     def send(self, event: str, data: object = None, **rest: Any) -> list[Message]:
         """Say this to the relay. Returns what came of it."""
@@ -223,7 +226,9 @@ class Client:
 
     def send_bytes(self, text: bytes, now: float = 1.0) -> list[Message]:
         """Say exactly this, at `now`. Returns what came of it."""
-        self.lookup = self.session.receive(text, now)
+        pending = self.session.receive(text, now)
+        self.lookup = pending if isinstance(pending, Lookup) else None
+        self.proof = pending if isinstance(pending, Proof) else None
         return self.flush()
 
     def resolve(self) -> list[Message]:

@@ -153,6 +153,11 @@ def test_table_is_read_as_it_is_meant() -> None:
         ("relay.web.jobs", "relay.metrics", False),
         ("relay.sources.channel", "relay.core.router", True),
         ("relay.core.router", "relay.sources.channel", False),
+        ("relay.web.gatekeeper", "relay.auth.tokens", True),
+        ("relay.auth.tokens", "relay.web.gatekeeper", False),
+        ("relay.auth.tokens", "relay.core.grants", True),
+        ("relay.auth.tokens", "relay.core.router", False),
+        ("relay.core.grants", "relay.auth.tokens", False),
     ],
 )
 def test_rule_tells_what_may_be_imported(module: str, imported: str, allowed: bool) -> None:

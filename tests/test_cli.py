@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import redis
 from click.testing import CliRunner, Result
@@ -63,14 +64,25 @@ def test_help_names_every_command_with_examples() -> None:
     result = relay("--help")
 
     assert result.exit_code == 0
-    for command in ("check-config", "demo", "publish", "serve", "watch"):
+    for command in ("check-config", "demo", "publish", "serve", "token", "watch"):
         assert f"\n  {command} " in result.output
     assert "relay publish similarity-ABC123 --queue" in result.output
     assert "..." not in result.output.partition("Commands:")[2]  # no summary is too long
 
 
 def test_help_is_there_at_once_because_nothing_heavy_is_imported() -> None:
-    heavy = {"aiohttp", "asyncio", "pydantic", "redis", "rich", "structlog", "uvloop", "orjson"}
+    heavy = {
+        "aiohttp",
+        "asyncio",
+        "cryptography",
+        "jwt",
+        "pydantic",
+        "redis",
+        "rich",
+        "structlog",
+        "uvloop",
+        "orjson",
+    }
     script = f"import sys, relay.cli; print(*{heavy} & sys.modules.keys())"
 
     shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -537,6 +549,96 @@ def test_lines_are_kept_in_durable_history_too(
 
     assert result.stderr.splitlines()[-1] == "2 published, 1 failed"
     assert sorted(client.keys("cli:*")) == ["cli:a", "cli:b", "cli:queue:default"]
+
+
+# --- tokens ------------------------------------------------------------
+
+SECRET = "a secret of thirty-two bytes or so"
+
+
+@pytest.fixture
+def with_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_AUTH__JWT_SECRET", SECRET)
+
+
+def claims(result: Result) -> dict[str, Any]:
+    """What the only line on standard output says."""
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    told: dict[str, Any] = jwt.decode(
+        line, SECRET, algorithms=["HS256"], options={"verify_aud": False}
+    )
+    return told
+
+
+@pytest.mark.usefixtures("with_secret")
+def test_a_token_allows_everything_unless_it_is_told_what() -> None:
+    told = claims(relay("token"))
+
+    assert (told["jobs"], told["queues"], told["sub"]) == (["*"], ["*"], "developer")
+    assert told["exp"] - told["iat"] == 3600
+
+
+@pytest.mark.usefixtures("with_secret")
+@pytest.mark.parametrize(
+    ("options", "jobs", "queues"),
+    [
+        (["--jobs", "a-*", "--jobs", "b"], ["a-*", "b"], []),
+        (["--queues", "images"], [], ["images"]),
+        (["--jobs", "a", "--queues", "q"], ["a"], ["q"]),
+    ],
+)
+def test_a_token_allows_what_is_named_and_nothing_more(
+    options: list[str], jobs: list[str], queues: list[str]
+) -> None:
+    told = claims(relay("token", *options, "--subject", "ann", "--ttl", "60"))
+
+    assert (told["jobs"], told["queues"], told["sub"]) == (jobs, queues, "ann")
+    assert told["exp"] - told["iat"] == 60
+
+
+def test_a_token_follows_the_settings_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "dev.toml").write_text(
+        f'[auth]\nmode = "jwt"\njwt_secret = "{SECRET}"\naudience = "relay"\njobs_claim = "watch"\n'
+    )
+
+    told = claims(relay("token", "--config", "dev.toml", "--jobs", "a"))
+
+    assert (told["aud"], told["watch"]) == ("relay", ["a"])
+
+
+def test_without_a_secret_it_suggests_one_and_the_exit_code_is_2() -> None:
+    result = relay("token")
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("auth.jwt_secret: is not set")
+
+
+@pytest.mark.usefixtures("with_secret")
+@pytest.mark.parametrize(
+    "options", [["--ttl", "0"], ["--jobs", "a" * 300 + "*"], ["--subject", ""]]
+)
+def test_a_token_that_would_not_be_believed_is_a_usage_error(options: list[str]) -> None:
+    result = relay("token", *options)
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_a_key_file_without_a_public_key_is_a_fault_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.pem").write_text("nothing")
+    monkeypatch.setenv("RELAY_AUTH__MODE", "jwt")
+    monkeypatch.setenv("RELAY_AUTH__JWT_PUBLIC_KEY_FILE", "key.pem")
+
+    for command in ("check-config", "serve"):
+        result = relay(command)
+        assert result.exit_code == 2
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("auth.")]
+        assert line.startswith("auth.jwt_public_key_file: key.pem should hold a public key as PEM")
 
 
 # --- watch ------------------------------------------------------------

@@ -474,8 +474,6 @@ def test_unix_socket_is_as_good_as_loopback() -> None:
             "[server]\nallowed_origins = ['*']\n[auth]\ncookie = 'c'",
             'server.allowed_origins: holds "*" while auth.cookie is set',
         ),
-        ("[auth]\nmode = 'jwt'", 'auth.mode: is "jwt" without a key;'),
-        ("[auth]\nmode = 'proxy'", 'auth.mode: is "proxy" without auth.proxy_secret;'),
         (
             "[redis]\nurl = 'redis://:a@h'\npassword = 'b'",
             "redis.password: stands beside a password in redis.url;",
@@ -504,20 +502,79 @@ def test_what_goes_together_is_accepted(text: str) -> None:
     assert config_of(text) != Config()
 
 
+# --- authentication --------------------------------------------------------------------------------
+
+LONG = "s" * 32
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("mode", "text"),
     [
-        "[auth]\nmode = 'jwt'\njwt_secret = 'x'",
-        "[auth]\nmode = 'jwt'\njwt_public_key_file = '/run/key.pem'",
-        "[auth]\nmode = 'jwt'\njwks_url = 'https://id.example/keys'",
-        "[auth]\nmode = 'proxy'\nproxy_secret = 'x'",
-        "[auth]\nmode = 'proxy'\n[server]\nunix_socket = '/run/relay.sock'",
+        ("jwt", f"jwt_secret = '{LONG}'"),
+        ("jwt", f"jwt_secret = '{LONG}'\nalgorithms = ['HS256', 'RS256']"),
+        ("jwt", "jwt_public_key_file = '/run/key.pem'"),
+        ("jwt", "jwks_url = 'https://id.example/keys?a=b'"),
+        ("jwt", "jwks_url = 'https://id.example/keys'\nalgorithms = ['HS256', 'ES256']"),
+        ("proxy", "proxy_secret = 'between us'"),
+        ("proxy", "[server]\nunix_socket = '/run/relay.sock'\ntrusted_proxies = []"),
+        # What is not in use need not be good yet.
+        ("none", "jwt_secret = 'short'"),
     ],
 )
-def test_what_is_not_in_this_release_is_said_to_be_so(text: str) -> None:
-    (fault,) = faults_of(text)
+def test_settings_of_each_mode_are_accepted(mode: str, text: str) -> None:
+    assert config_of(f"[auth]\nmode = '{mode}'\n{text}").auth.mode == mode
 
-    assert "which this release does not have yet; should be" in fault
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("mode = 'jwt'", 'auth.mode: is "jwt" without a key;'),
+        ("mode = 'proxy'", 'auth.mode: is "proxy" without auth.proxy_secret;'),
+        (
+            "mode = 'proxy'\nproxy_secret = 'x'\n[server]\ntrusted_proxies = []",
+            'auth.mode: is "proxy" while server.trusted_proxies is empty;',
+        ),
+        (
+            f"mode = 'jwt'\njwt_secret = '{LONG}'\njwks_url = 'https://id.example/keys'",
+            "auth.jwks_url: stands beside auth.jwt_secret; should be the only key",
+        ),
+        (
+            "mode = 'jwt'\njwt_secret = 'short'",
+            "auth.jwt_secret: has 5 bytes, should have 32 or more of random text, such as: openssl",
+        ),
+        (
+            "mode = 'jwt'\njwt_secret = '-----BEGIN PUBLIC KEY-----MFkwEwYHKoZIzj0CAQYIKoZIzj0D'",
+            "auth.jwt_secret: holds a key file's content, should be random text",
+        ),
+        (
+            f"mode = 'jwt'\njwt_secret = '{LONG}'\nalgorithms = ['HS512', 'RS256']",
+            'auth.algorithms: is ["HS512", "RS256"], should have one that fits jwt_secret: HS256',
+        ),
+        (
+            "mode = 'jwt'\njwks_url = 'https://id.example/keys'\nalgorithms = ['HS256']",
+            'auth.algorithms: is ["HS256"], which only fits a secret;',
+        ),
+        (
+            "mode = 'jwt'\njwt_public_key_file = '/run/key.pem'\nalgorithms = ['HS256']",
+            'auth.algorithms: is ["HS256"], which only fits a secret;',
+        ),
+        ("proxy_secret = 'x '", "auth.proxy_secret: should be printable ASCII without spaces"),
+        ("proxy_secret = 'é'", "auth.proxy_secret: should be printable ASCII without spaces"),
+        ("jwks_url = 'https://'", 'auth.jwks_url: is "https://", should be an http:// or'),
+        ("jwks_url = 'https:///keys'", 'auth.jwks_url: is "https:///keys", should be an http://'),
+    ],
+)
+def test_authentication_that_cannot_work_is_refused(text: str, fault: str) -> None:
+    (line,) = faults_of(f"[auth]\n{text}")
+
+    assert line.startswith(f"config.toml: {fault}")
+
+
+def test_weak_secret_is_refused_unseen_by_the_name_of_its_variable() -> None:
+    (fault,) = faults_of(None, RELAY_AUTH__MODE="jwt", RELAY_AUTH__JWT_SECRET="hunter2")
+
+    assert fault.startswith("RELAY_AUTH__JWT_SECRET: has 7 bytes")
+    assert "hunter2" not in fault
 
 
 # --- the effective settings ------------------------------------------------------------------------

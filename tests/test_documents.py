@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from relay.auth.revocations import Revocations
 from relay.config import effective, parse
 from relay.core.closing import CloseReason
 from relay.core.stats import Stats
 from relay.metrics import RelayCollector
 from relay.settings import Config, Section
 from relay.web.admin import Admin, Readiness
+from relay.web.operators import Operators
 from relay.web.routes import admin_app
 from tests import fakes
+
+if TYPE_CHECKING:
+    from relay.web.gateway import Gateway
 
 ROOT = Path(__file__).parent.parent
 CONFIG_TOML = (ROOT / "config.toml").read_text()
@@ -109,8 +115,9 @@ def test_documents_advise_to_come_back_as_the_close_reasons_do() -> None:
 async def served_paths() -> set[str]:
     """What the admin listener serves."""
     admin = Admin(lambda: Readiness(redis_up=True, draining=False), lambda _: (b"", ""))
-    resources = admin_app(admin, ()).router.resources()
-    return {resource.canonical for resource in resources}
+    operators = Operators(cast("Gateway", None), Revocations(), lambda: 0)
+    app = admin_app(admin, operators, (), token="", loopback=True)
+    return {resource.canonical for resource in app.router.resources()}
 
 
 def shipped_files() -> list[Path]:
@@ -125,7 +132,9 @@ async def test_probes_in_shipped_files_are_paths_that_are_served(path: Path) -> 
     assert asked <= await served_paths()
 
 
-async def test_documented_probes_are_served() -> None:
-    documented = set(re.findall(r"`(?:GET )?(/(?:[a-z]+z|metrics))`", OPERATIONS))
+async def test_what_the_admin_listener_serves_is_documented() -> None:
+    documented = set(
+        re.findall(r"`(?:GET |POST )?(/(?:[a-z]+z|metrics|admin/[a-z]+))`", OPERATIONS)
+    )
 
     assert documented == await served_paths()

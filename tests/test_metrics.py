@@ -20,6 +20,7 @@ SERIES = {
     "relay_connections_opened_total": {"transport"},
     "relay_connections_closed_total": {"reason"},
     "relay_handshakes_rejected_total": {"reason"},
+    "relay_tokens_refused_total": {"reason"},
     "relay_subscriptions": {"kind"},
     "relay_client_messages_total": {"event"},
     "relay_client_errors_total": {"code"},

@@ -10,11 +10,12 @@ Invariant: no event is owed under two keys: (None, job) stands for the job of ev
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from relay.core.event import Burst, JobEvent
 from relay.core.history import History, Key
+from relay.core.index import Topic, topics_of
 from relay.core.outbox import Outbox, Verdict
 from relay.core.stats import Stats
 
@@ -79,6 +80,29 @@ class Backfill:
         debts.pop(queue, None)
         if not debts:
             self._owed.pop(job_id, None)
+
+    def restrict(self, topics: Container[Topic]) -> None:
+        """Owe only what the subscriptions that are left match: less than there were, and perhaps of a job
+        that was owed whatever queue it is in, only what came of it in one of them."""
+        for job_id, debts in list(self._owed.items()):
+            left: dict[str | None, _Debt] = {}
+            for queue, debt in debts.items():
+                if queue is not None or (None, job_id) in topics:
+                    left[queue] = debt
+                    continue
+                # What the others brought meanwhile waits in this debt, too.
+                queues = {event.queue for event in self._history.events(job_id, None)}
+                rest = debt._replace(snapshot=False)
+                left |= {name: rest for name in queues if name is not None}
+            left = {
+                queue: debt
+                for queue, debt in left.items()
+                if any(topic in topics for topic in topics_of(queue, job_id))
+            }
+            if left:
+                self._owed[job_id] = left
+            else:
+                del self._owed[job_id]
 
     def pay(self, job_id: str) -> Verdict:
         """Put all that is owed of this job into the outbox now."""

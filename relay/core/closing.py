@@ -20,10 +20,15 @@ class CloseReason(Enum):
     BINARY_FRAME = (1003, "only text frames are understood", False)
     BAD_UTF8 = (1007, "text is not valid UTF-8", False)
     TOO_MANY_ERRORS = (1008, "too many errors in a row", False)
+    OPERATOR = (1008, "disconnected by an operator", False)
     MESSAGE_TOO_BIG = (1009, "message too big", False)
     INTERNAL_ERROR = (1011, "internal error", True)
     RESTARTING = (1012, "the relay is restarting", True)
     SLOW_CONSUMER = (1013, "slow consumer", True)
+    # After these with a fresh token only, which is more than just coming back.
+    TOKEN_MISSING = (3000, "no token in time", False)
+    TOKEN_EXPIRED = (3000, "the token has expired", False)
+    TOKEN_REVOKED = (3000, "the token was revoked", False)
     HEARTBEAT_TIMEOUT = (3008, "no answer to heartbeats", True)
 
     def __init__(self, code: int | None, text: str, may_return: bool) -> None:

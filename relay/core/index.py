@@ -18,6 +18,11 @@ def topic_kind(topic: Topic) -> str:
     return "queue" if topic[1] is None else "job"
 
 
+def topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
+    """The topics that an event of this job matches."""
+    return ((None, job_id),) if queue is None else ((None, job_id), (queue, job_id), (queue, None))
+
+
 class Index(Generic[S]):
     """The subscriptions of all subscribers, each with the position at which it began."""
 

@@ -9,11 +9,11 @@ Invariant: `pending_bytes` is the sum of len() of the frames held. Knows no sock
 raises on a full box: a verdict says what happened and the caller decides.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
-from relay.core.event import Burst, Format
+from relay.core.event import Burst, Format, JobEvent
 from relay.core.stats import Stats
 from relay.core.wire import WEBSOCKET
 
@@ -33,6 +33,15 @@ HELD: Final = Verdict.HELD
 OVERFLOW: Final = Verdict.OVERFLOW
 
 
+class _Held(NamedTuple):
+    """A frame that waits; the rest tells of a job's event, and is None for any other frame."""
+
+    frame: bytes
+    metric_name: str | None = None
+    job_id: str | None = None
+    queue: str | None = None
+
+
 class Outbox:
     """See the module's promise. `congestions` counts how often the transport stopped taking; `format`
     is how its frames are written."""
@@ -50,7 +59,7 @@ class Outbox:
         self._congested = False
         self._stats = stats
         self._flow: list[bytes] | None = None
-        self._held: dict[Hashable, tuple[bytes, str | None]] | None = None
+        self._held: dict[Hashable, _Held] | None = None
         self._next_key = 0
 
     @property
@@ -71,7 +80,7 @@ class Outbox:
             return PASSED
         verdict = HELD
         for event, frame in zip(burst.events, burst.frames(self.format), strict=True):
-            if not self._hold(event.conflation_key, frame, event.metric_name):
+            if not self._hold(event.conflation_key, frame, event):
                 verdict = OVERFLOW
         return verdict
 
@@ -96,18 +105,29 @@ class Outbox:
         taken: list[bytes] = []
         size = 0
         for key in list(self._held):
-            frame, name = self._held[key]
-            if taken and size + len(frame) > room_bytes:
+            held = self._held[key]
+            if taken and size + len(held.frame) > room_bytes:
                 break
             del self._held[key]
-            taken.append(frame)
-            size += len(frame)
-            if name is not None:
-                self._stats.deliveries[name] += 1
+            taken.append(held.frame)
+            size += len(held.frame)
+            if held.metric_name is not None:
+                self._stats.deliveries[held.metric_name] += 1
         if not self._held:
             self._held = None
         self._release(size)
         return b"".join(taken)
+
+    def restrict(self, may_send: Callable[[str, str | None], bool]) -> None:
+        """Forget the held events of jobs, given by id and queue, that may not be sent any more."""
+        if self._held is None:
+            return
+        for key, held in list(self._held.items()):
+            if held.job_id is not None and not may_send(held.job_id, held.queue):
+                del self._held[key]
+                self._release(len(held.frame))
+        if not self._held:
+            self._held = None
 
     def clear(self) -> None:
         """Forget everything: the session has ended."""
@@ -122,7 +142,7 @@ class Outbox:
         self.pending_bytes += len(data)
         self._stats.outbox_bytes += len(data)
 
-    def _hold(self, key: Hashable | None, frame: bytes, name: str | None) -> bool:
+    def _hold(self, key: Hashable | None, frame: bytes, event: JobEvent | None) -> bool:
         if self._held is None:
             self._held = {}
         if key is None:
@@ -131,11 +151,16 @@ class Outbox:
         else:
             replaced = self._held.pop(key, None)
             if replaced is not None:
-                self._release(len(replaced[0]))
+                self._release(len(replaced.frame))
                 self._stats.conflated += 1
         if self.pending_bytes and self.pending_bytes + len(frame) > self.max_bytes:
             return False
-        self._held[key] = (frame, name)
+        # Not the event itself: its own bytes would stay in memory beside the frame.
+        self._held[key] = (
+            _Held(frame)
+            if event is None
+            else _Held(frame, event.metric_name, event.job_id, event.queue)
+        )
         self.pending_bytes += len(frame)
         self._stats.outbox_bytes += len(frame)
         return True

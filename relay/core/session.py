@@ -2,7 +2,11 @@
 
 A session is told of events by `offer` and of what its client says by `receive`. What a subscribe owes
 beyond its reply, a snapshot or a replay, goes through the backfill. A subscribe that needs Redis returns
-a `Lookup`; `resolve` goes on from there, and the jobs' live events wait in history meanwhile.
+a `Lookup`, a token to be verified a `Proof`; `resolve` goes on from there, and the jobs' live events wait in
+history meanwhile.
+
+What may be watched is decided when it is asked for, and again when a newer token comes, never for an event:
+whatever the session is subscribed to, it is allowed to.
 
 Knows no socket and no clock: it calls `wake` when there is something to send, and `now` is an argument.
 """
@@ -10,17 +14,19 @@ Knows no socket and no clock: it calls `wake` when there is something to send, a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from relay.core import wire
 from relay.core.backfill import Backfill
 from relay.core.closing import CloseReason
 from relay.core.errors import CommandError, ErrorCode, SessionError
 from relay.core.event import Burst, Format
+from relay.core.grants import Grants
 from relay.core.history import History, Key
-from relay.core.index import Index, Topic
+from relay.core.index import Index, Topic, topics_of
 from relay.core.outbox import OVERFLOW, PASSED, Outbox, Verdict
-from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand, topics_of
+from relay.core.rights import FORBIDDEN, Proof, may_watch, refuse_forbidden, told_of_removed
+from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand
 from relay.core.stats import Stats
 from relay.core.wire import (
     AuthenticateCommand,
@@ -33,11 +39,14 @@ from relay.core.wire import (
 
 PROTOCOL_VERSION: Final = 1
 MAX_QUEUE_SNAPSHOTS: Final = 1000
+_OPEN_TO_ALL: Final = frozenset({"authenticate", "ping"})
+_AUTHENTICATE_FIRST: Final = "send authenticate with a token first"
 
 
 @dataclass(slots=True, kw_only=True)
 class Hub:
-    """What all sessions share. `position` is that of the newest message received."""
+    """What all sessions share. `position` is that of the newest message received; `auth_mode` says whether
+    a client is asked for a token."""
 
     index: "Index[Session]"
     history: History
@@ -48,6 +57,7 @@ class Hub:
     release: Callable[[list[str]], None]
     wake: Callable[["Session"], None]
     on_subscribed: Callable[["Session", str], None] | None = None
+    auth_mode: Literal["none", "jwt", "proxy"] = "none"
     stores_queues: bool = False  # whether Redis knows jobs of a queue that we do not
     heartbeat_seconds: float
     high_water_bytes: int
@@ -70,27 +80,34 @@ class Lookup:
 
 
 class Session:
-    """One client's state.
+    """One client's state. `grants` is None until its client has authenticated.
 
     Invariants: an event is sent once however many subscriptions match it; of one job never an older
-    one after a newer one; answers leave in the order of the requests (while a lookup is pending
-    `receive` must not be called).
+    one after a newer one; answers leave in the order of the requests (while a lookup or a proof is
+    pending `receive` must not be called).
     """
 
     __slots__ = (
-        "_backfill", "_errors", "_hub", "_pending", "_pending_queue", "_snapshot_queues", "_tokens", "_tokens_at",
-        "connection_id", "link", "outbox", "woken",
+        "_backfill", "_errors", "_hub", "_pending", "_pending_queue", "_proof", "_snapshot_queues", "_tokens",
+        "_tokens_at", "connection_id", "grants", "link", "outbox", "woken",
     )  # fmt: skip
 
     def __init__(
-        self, hub: Hub, connection_id: str, link: Any, format: Format = wire.WEBSOCKET
+        self,
+        hub: Hub,
+        connection_id: str,
+        link: Any,
+        grants: Grants | None,
+        format: Format = wire.WEBSOCKET,
     ) -> None:
         self.connection_id = connection_id
         self.link = link  # what owns the transport; not looked at here
+        self.grants = grants
         self.outbox = Outbox(hub.max_outbox_bytes, hub.stats, format)
         self.woken = False
         self._hub = hub
         self._backfill: Backfill | None = None
+        self._proof: Proof | None = None  # a token that is being verified
         self._pending: Subscribing | None = None  # a subscribe to jobs that waits for Redis
         self._pending_queue: tuple[QueueCommand, bool] | None = (
             None  # one to a queue; whether it is new
@@ -99,6 +116,11 @@ class Session:
         self._errors = 0
         self._tokens = float(hub.messages_burst)
         self._tokens_at = 0.0
+
+    @property
+    def subscription_count(self) -> int:
+        """How many jobs and queues its client watches."""
+        return len(self._hub.index.topics(self))
 
     def tell_status(
         self, *, redis_up: bool, gap: bool = False, retry_after_ms: int | None = None
@@ -116,18 +138,21 @@ class Session:
             status["retryAfterMs"] = retry_after_ms
         return self._send("relay-status", status)
 
-    def receive(self, text: bytes, now: float) -> Lookup | None:
+    def receive(self, text: bytes, now: float) -> Lookup | Proof | None:
         """Obey one message of the client, which is UTF-8.
 
-        Returns a Lookup where Redis must be asked first: then `resolve` is due before the next message.
+        Returns a Lookup where Redis must be asked first, a Proof where a token must be verified: then
+        `resolve` is due before the next message.
 
         Raises:
             SessionError: the session is to be closed for it.
         """
         may_go_on = self._spend_token(now)  # whatever it is: a message at fault costs no less
+        name = "other"
         try:
             message = wire.parse_json(text)
-            self._hub.stats.client_messages[wire.command_name(message)] += 1
+            name = wire.command_name(message)
+            self._hub.stats.client_messages[name] += 1
             command = wire.parse_command(message)
             if not may_go_on:
                 raise CommandError(
@@ -135,27 +160,43 @@ class Session:
                     f"more than {self._hub.messages_per_second:g} messages a second",
                     command.ref,
                 )
-            lookup = self._obey(command)
+            pending = self._obey(command)
         except CommandError as error:
+            if self.grants is None and name not in _OPEN_TO_ALL:
+                error = CommandError(ErrorCode.UNAUTHORIZED, _AUTHENTICATE_FIRST, error.ref)
             self._refuse(error)
             return None
-        self._errors = 0
-        return lookup
+        if self._proof is None:
+            self._errors = 0
+        return pending
 
-    def obey(self, command: Command) -> Lookup | None:
+    def obey(self, command: JobsCommand | QueueCommand) -> Lookup | None:
         """Do what a client asked by other means than a message; refused, it is answered `error`.
 
-        Returns and raises what `receive` does. Costs nothing of the client's rate.
+        Returns and raises what `receive` does. Costs nothing of the client's rate, nor is it an error in a row.
         """
         try:
-            return self._obey(command)
+            return self._obey_subscription(command)
         except CommandError as error:
-            self._refuse(error)
+            self._answer_error(error)
             return None
 
     def resolve(self) -> None:
-        """Subscribe and answer, now that Redis was asked, with what history holds; what was held back
-        of these jobs follows."""
+        """Go on and answer: with what history holds, now that Redis was asked (what was held back of these
+        jobs follows), or as the token was found to be.
+
+        Raises:
+            SessionError: the session is to be closed for it.
+        """
+        try:
+            self._resolve()
+        except CommandError as error:
+            self._refuse(error)
+
+    def _resolve(self) -> None:
+        proof, self._proof = self._proof, None
+        if proof is not None:
+            self._answer_proof(proof)
         if self._pending_queue is not None:
             (command, added), self._pending_queue = self._pending_queue, None
             self._answer_queue(command, added=added)
@@ -198,32 +239,43 @@ class Session:
         subscribing, self._pending = self._pending, None
         if subscribing is not None:
             self._hub.release(subscribing.command.job_ids)
-        self._backfill = self._snapshot_queues = self._pending_queue = None
+        self._backfill = self._snapshot_queues = self._pending_queue = self._proof = None
 
     # Commands
 
-    def _obey(self, command: Command) -> Lookup | None:
+    def _obey(self, command: Command) -> Lookup | Proof | None:
+        match command:
+            case AuthenticateCommand():
+                return self._authenticate(command)
+            case PingCommand():
+                self._reply("pong", command.data, command.ref)
+                return None
+            case JobsCommand() | QueueCommand():
+                return self._obey_subscription(command)
+
+    def _obey_subscription(self, command: JobsCommand | QueueCommand) -> Lookup | None:
+        grants = self.grants
+        if grants is None:
+            raise CommandError(ErrorCode.UNAUTHORIZED, _AUTHENTICATE_FIRST, command.ref)
         match command:
             case JobsCommand(subscribe=True):
-                return self._subscribe_to_jobs(command)
+                return self._subscribe_to_jobs(command, grants)
             case JobsCommand():
                 for job_id in command.job_ids:
                     self._unsubscribe((command.queue, job_id))
-                self._reply("unsubscribed", command.echo, command.ref)
             case QueueCommand(subscribe=True):
-                return self._subscribe_to_queue(command)
+                return self._subscribe_to_queue(command, grants)
             case QueueCommand():
                 self._unsubscribe((command.queue, None))
-                self._reply("unsubscribed", command.echo, command.ref)
-            case AuthenticateCommand():
-                # Nobody is asked for a token, so none expires; a client may send one all the same.
-                self._reply("authenticated", {"expiresAt": None}, command.ref)
-            case PingCommand():
-                self._reply("pong", command.data, command.ref)
+        self._reply("unsubscribed", command.echo, command.ref)
         return None
 
-    def _subscribe_to_jobs(self, command: JobsCommand) -> Lookup | None:
+    def _subscribe_to_jobs(self, command: JobsCommand, grants: Grants) -> Lookup | None:
         hub = self._hub
+        # Before anything is asked or held: a refusal must not take longer for a job that exists.
+        refuse_forbidden(command, grants)
+        if not command.batch and not command.job_ids:
+            raise CommandError(ErrorCode.FORBIDDEN, FORBIDDEN, command.ref)
         wanted = [job_id for job_id in command.job_ids if hub.needs_lookup(job_id, command.queue)]
         if not wanted:
             self._subscribe_now(Subscribing(command))
@@ -247,7 +299,10 @@ class Session:
             raise self._too_many(command.ref)
         self._answer(subscribing)
 
-    def _subscribe_to_queue(self, command: QueueCommand) -> Lookup | None:
+    def _subscribe_to_queue(self, command: QueueCommand, grants: Grants) -> Lookup | None:
+        if not grants.may_watch_queue(command.queue):
+            message = f"{FORBIDDEN}: queue {command.queue}"
+            raise CommandError(ErrorCode.FORBIDDEN, message, command.ref)
         added = self._subscribe((command.queue, None))
         if added is None:
             raise self._too_many(command.ref)
@@ -318,6 +373,53 @@ class Session:
             return any(topic[1] in (None, job_id) for topic in topics)
         return not topics.keys().isdisjoint(topics_of(queue, job_id))
 
+    # Who it is
+
+    def _authenticate(self, command: AuthenticateCommand) -> Proof | None:
+        match self._hub.auth_mode:
+            case "none":
+                # Nobody is asked for a token, so none expires; a client may send one all the same.
+                self._reply("authenticated", {"expiresAt": None}, command.ref)
+                return None
+            case "proxy":
+                raise CommandError(
+                    ErrorCode.UNAUTHORIZED, "the proxy says who you are; connect anew", command.ref
+                )
+            case "jwt":
+                self._proof = Proof(command.token, command.ref)
+                return self._proof
+
+    def _answer_proof(self, proof: Proof) -> None:
+        """Take over what the token grants; the old rights stay where it is not believed."""
+        grants = proof.grants
+        if grants is None:
+            raise CommandError(proof.refused, proof.advice, proof.ref)
+        if self.grants is not None and grants.principal != self.grants.principal:
+            # What was subscribed to was asked for by somebody else.
+            raise CommandError(
+                ErrorCode.UNAUTHORIZED, "the token is somebody else's; connect anew", proof.ref
+            )
+        self.grants = grants
+        self._errors = 0
+        removed = self._give_up(grants)
+        self._reply("authenticated", {"expiresAt": grants.expires_at_ms}, proof.ref)
+        for data in told_of_removed(removed):
+            self._reply("unsubscribed", data, None)
+
+    def _give_up(self, grants: Grants) -> list[Topic]:
+        """End what is not allowed any more, with all that is still owed or unsent of it. Returns the topics."""
+        topics = self._hub.index.topics(self)
+        removed = [topic for topic in topics if not may_watch(grants, topic)]
+        for topic in removed:
+            if topic[1] is None and self._snapshot_queues is not None:
+                self._snapshot_queues.discard(topic[0] or "")
+            self._hub.index.remove(self, topic)
+        if removed and self._backfill is not None:
+            self._backfill.restrict(self._hub.index.topics(self))
+        # Also what another command has unsubscribed from may still wait there.
+        self.outbox.restrict(grants.may_watch_job)
+        return removed
+
     # Answers, snapshots, replays
 
     def _answer(self, subscribing: Subscribing) -> None:
@@ -369,10 +471,13 @@ class Session:
             self.woken = True
             self._hub.wake(self)
 
-    def _refuse(self, error: CommandError) -> None:
+    def _answer_error(self, error: CommandError) -> None:
         self._hub.stats.client_errors[error.code.value] += 1
-        self._errors += 1
         self._check(self._send("error", wire.error_data(error), error.ref))
+
+    def _refuse(self, error: CommandError) -> None:
+        self._errors += 1
+        self._answer_error(error)
         if self._errors >= self._hub.max_errors:
             raise SessionError(CloseReason.TOO_MANY_ERRORS)
 

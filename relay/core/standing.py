@@ -11,7 +11,7 @@ from typing import NamedTuple
 from relay.core.errors import ErrorCode
 from relay.core.event import JobEvent
 from relay.core.history import History, Key
-from relay.core.index import Topic
+from relay.core.index import Topic, topics_of
 from relay.core.wire import JobsCommand
 
 
@@ -106,11 +106,6 @@ def since_of_bearer(history: History, command: JobsCommand) -> dict[str, str]:
         if any(event.id == since for event in history.events(job_id, command.queue))
     }
     return bearers if len(bearers) == 1 else {}
-
-
-def topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
-    """The topics that an event of this job matches."""
-    return ((None, job_id),) if queue is None else ((None, job_id), (queue, job_id), (queue, None))
 
 
 def _unsent(later: list[JobEvent], key: Key, sent: Sent) -> list[JobEvent] | None:

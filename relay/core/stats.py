@@ -41,7 +41,7 @@ class Stats:
         "connections_closed", "connections_opened", "delivered_bytes", "deliveries",
         "delivery_seconds", "duplicates", "gaps", "handshakes_rejected", "invalid",
         "loop_lag_seconds", "outbox_bytes", "received", "redis_reconnects", "redis_up",
-        "relay_seconds", "replayed", "slow_consumers_closed", "unwatched",
+        "relay_seconds", "replayed", "slow_consumers_closed", "tokens_refused", "unwatched",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Stats:
         self.connections_opened: Counter[str] = Counter()
         self.connections_closed: Counter[str] = Counter()
         self.handshakes_rejected: Counter[str] = Counter()
+        self.tokens_refused: Counter[str] = Counter()
         self.redis_up = False
         self.redis_reconnects = 0
         self.relay_seconds = Histogram()

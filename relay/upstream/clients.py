@@ -118,6 +118,7 @@ def _behind_sentinels(settings: RedisSettings, more: dict[str, Any]) -> redis.Re
         {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
+            "driver_info": None,
             "username": url.query.get("sentinel_username"),
             "password": url.query.get("sentinel_password"),
             "socket_connect_timeout": ask_seconds,

@@ -70,7 +70,9 @@ class SingleServer:
             connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         except (RedisError, ValueError) as error:
             raise UpstreamError(str(error)) from error
-        link, _ = await take(connection, settings.connect_timeout_seconds)
+        # Whether it speaks at all, and wants a password, it says only when it is asked something; this is
+        # what every user may ask.
+        link, _ = await take(connection, settings.connect_timeout_seconds, ["HELLO"])
         return link
 
     async def left(self, _: Link) -> Leaving:

@@ -50,10 +50,12 @@ class Address(NamedTuple):
 
 
 class Leaving(NamedTuple):
-    """Why a link that still stands should be left, and for how long it may have missed messages."""
+    """Why a link should be left or was lost, and for how long it may have missed messages by then;
+    `is_loss`: also such as no server holds any more."""
 
     reason: str
     doubt_seconds: float
+    is_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,9 @@ def options(settings: RedisSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "protocol": 2,
         "socket_connect_timeout": settings.connect_timeout_seconds,
+        # Else it reads its own version from a file for each connection, which fails without a
+        # descriptor left, and tells it to Redis, which takes one more right and one more answer.
+        "driver_info": None,
         # Trying again is the business of whoever asked: it knows how often, and says so.
         "retry": Retry(NoBackoff(), 0),
     }
@@ -181,9 +186,11 @@ async def take(
             for question in questions:
                 await connection.send_command(*question)
                 replies.append(await connection.read_response())
+                heed_cancellation()
     except BaseException as error:
         # Also where we are cancelled: a connection half made would stay open.
         await connection.disconnect(nowait=True)
+        heed_cancellation()
         if isinstance(error, TimeoutError | RedisTimeoutError):
             raise UpstreamError(
                 f"no answer within {timeout_seconds:.3g} s: is redis.url right?"

@@ -19,7 +19,7 @@ from relay.core.history import History
 from relay.core.router import Found, Router
 from relay.sources.celery import CelerySource, event_id
 from relay.upstream.connection import Client
-from relay.upstream.link import is_refusal
+from relay.upstream.link import heed_cancellation, is_refusal
 
 MAX_QUEUE_JOBS: Final = 10_000  # of one queue that are read after a reconnect
 MAX_QUEUES_A_READ: Final = 64
@@ -144,7 +144,7 @@ class Recall:
             else:
                 # Not MGET: it would need one more right in an ACL, and one slot in a cluster.
                 pipeline.get(key)
-        with _closed_is_lost():
+        with _asking():
             answers = await pipeline.execute(raise_on_error=False)
         faults = [answer for answer in answers if isinstance(answer, Exception)]
         if faults and len(faults) == len(keys):
@@ -194,7 +194,7 @@ class Recall:
             RedisError: Redis is away, or slow.
         """
         try:
-            with _closed_is_lost():
+            with _asking():
                 info: Any = await self._client.info("server")
         except RedisError as error:
             if is_refusal(error):
@@ -211,7 +211,7 @@ class Recall:
         noted: dict[str, tuple[set[str], bool]] = {}
         for start in range(0, len(queues), MAX_QUEUES_A_READ):
             some = queues[start : start + MAX_QUEUES_A_READ]
-            with suppress(RedisError):
+            with suppress(RedisError, OSError):
                 noted |= await self._jobs_of_some_queues(some, since_ms)
         return noted
 
@@ -223,7 +223,7 @@ class Recall:
             key = self._notes_key(queue)
             pipeline.zrangebyscore(key, since_ms, "+inf", start=0, num=MAX_QUEUE_JOBS)
             pipeline.exists(key)
-        with _closed_is_lost():
+        with _asking():
             answers = await pipeline.execute(raise_on_error=False)
         noted: dict[str, tuple[set[str], bool]] = {}
         for queue, jobs, exists in zip(queues, answers[::2], answers[1::2], strict=True):
@@ -242,7 +242,7 @@ class Recall:
         Raises:
             RedisError: Redis is away, slow, or refuses.
         """
-        with _closed_is_lost():
+        with _asking():
             jobs: Any = await self._client.zrevrangebyscore(
                 self._notes_key(queue), "+inf", since_ms, start=0, num=limit
             )
@@ -273,15 +273,17 @@ async def _retire(client: Client) -> None:
 
 
 @contextmanager
-def _closed_is_lost() -> Iterator[None]:
-    """redis-py does not see that a connection was cut while nobody used it; uvloop, asked to write to
-    one, raises what it raises for bugs."""
+def _asking() -> Iterator[None]:
+    """Makes good what redis-py gets wrong: it may swallow a cancellation; and it does not see that a connection was
+    cut while nobody used it (uvloop, asked to write to one, raises what it raises for bugs)."""
     try:
         yield
     except RuntimeError as error:
         if "closed" not in str(error):
             raise
         raise RedisConnectionError("the connection was cut while it was idle") from error
+    finally:
+        heed_cancellation()
 
 
 def _found(identity: Identity, entry: bytes, fields: dict[bytes, bytes]) -> Found:

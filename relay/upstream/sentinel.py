@@ -5,8 +5,11 @@ that is down, cut off or out of date neither delays nor misleads. A node is used
 that it is the master. A connection to an old master is not closed by anybody for seconds, or never if
 it is frozen; so while there is one, the sentinels are listened to and asked every second.
 
-Redis: SENTINEL GET-MASTER-ADDR-BY-NAME, SENTINEL MASTER, the channel +switch-master, ROLE. The data
-nodes' credentials never go to a sentinel.
+A master that was replaced takes writes until a sentinel makes it a replica, which may be seconds later, and loses
+them then. So it is asked until it is one, and the link is left once more: who watches is to hear of it.
+
+Redis: SENTINEL GET-MASTER-ADDR-BY-NAME, SENTINEL MASTER, SENTINEL REPLICAS, the channel +switch-master,
+ROLE. The data nodes' credentials never go to a sentinel.
 """
 
 import asyncio
@@ -64,6 +67,7 @@ class SentinelTopology:
         self._sentinel_options: dict[str, Any] = {
             "protocol": 2,
             "retry": common["retry"],
+            "driver_info": common["driver_info"],
             "username": url.query.get("sentinel_username"),
             "password": url.query.get("sentinel_password"),
             "socket_connect_timeout": self._ask_seconds,
@@ -71,6 +75,8 @@ class SentinelTopology:
         }
         # Where we are connected, or last tried to be.
         self._master: Address | None = None
+        self._linked: Address | None = None  # where the last link led to
+        self._replaced: set[Address] = set()  # former masters that were not seen as replicas since
 
     async def open_link(self) -> Link:
         """Connect to the master.
@@ -85,16 +91,32 @@ class SentinelTopology:
                 try:
                     # A frozen master would hold us here while the sentinels replace it.
                     async with self._until_moved(sentinels, address):
-                        return await self._open(address)
+                        link = await self._open(address)
+                    self._note_linked(address)
+                    return link
                 except UpstreamError as error:
                     complaints.append(f"{address}: {error}")
         raise UpstreamError(f"no master to be had for {self._service!r}: {'; '.join(complaints)}")
 
     async def left(self, _: Link) -> Leaving:
         """Return, with the reason, once the link that was opened last should be left."""
+        loop = asyncio.get_running_loop()
+        linked_at = loop.time()
         async with self._sentinels() as sentinels:
-            reason = f"the master moved to {await self._moved(sentinels)}"
-        return Leaving(reason, NOTICED_SECONDS)
+            moved = asyncio.create_task(self._moved(sentinels))
+            demoted = asyncio.create_task(self._demoted(sentinels))
+            try:
+                await asyncio.wait({moved, demoted}, return_when=asyncio.FIRST_COMPLETED)
+                if moved.done():
+                    return Leaving(f"the master moved to {await moved}", NOTICED_SECONDS)
+                await demoted
+                reason = "former masters are replicas now: what they took meanwhile is lost"
+                doubt_seconds = loop.time() - linked_at + NOTICED_SECONDS
+                return Leaving(reason, doubt_seconds, is_loss=True)
+            finally:
+                moved.cancel()
+                demoted.cancel()
+                await asyncio.wait({moved, demoted})
 
     async def rest(self, seconds: float) -> None:
         """Wait before the next attempt, no longer than until there is another master to try."""
@@ -183,6 +205,52 @@ class SentinelTopology:
             await link.close()
             raise UpstreamError(f"its role is {role[0].decode()}, not master: a failover goes on")
         return link
+
+    def _note_linked(self, address: Address) -> None:
+        if self._linked not in (None, address):
+            self._replaced.add(self._linked)
+        self._replaced.discard(address)
+        self._linked = address
+
+    async def _demoted(self, sentinels: Sentinels) -> None:
+        """Return once every former master says that it is a replica; never, where there is none."""
+        # We may have been started while a failover went on.
+        for address in await self._replicas(sentinels):
+            with suppress(UpstreamError):
+                if address != self._linked and await self._role(address) == b"master":
+                    self._replaced.add(address)
+        if not self._replaced:
+            await asyncio.get_running_loop().create_future()
+        while self._replaced:
+            await asyncio.sleep(POLL_SECONDS)
+            for address in list(self._replaced):
+                # One that is down or frozen may come back and take writes: it is asked until it does.
+                with suppress(UpstreamError):
+                    if await self._role(address) == b"slave":
+                        self._replaced.discard(address)
+
+    async def _replicas(self, sentinels: Sentinels) -> set[Address]:
+        """The replicas that the sentinels name, all of them together."""
+        named: set[Address] = set()
+        for sentinel in sentinels:
+            with suppress(RedisError, OSError):
+                replicas = await sentinel.execute_command(  # type: ignore[no-untyped-call]
+                    "SENTINEL", "REPLICAS", self._service
+                )
+                for fields in replicas:
+                    facts = dict(zip(fields[::2], fields[1::2], strict=True))
+                    named.add(Address(str(facts[b"ip"], "utf-8"), int(facts[b"port"])))
+            heed_cancellation()
+        return named
+
+    async def _role(self, address: Address) -> bytes:
+        """What the node says it is. Raises UpstreamError."""
+        connection = connection_to(address, self._node_options)
+        link, (role,) = await take(connection, self._ask_seconds, ["ROLE"])
+        await link.close()
+        heed_cancellation()
+        kind: bytes = role[0]
+        return kind
 
     @asynccontextmanager
     async def _until_moved(self, sentinels: Sentinels, address: Address) -> AsyncIterator[None]:

@@ -44,7 +44,7 @@ class Subscription:
             for another; see `connection`.
         on_batch: given all `pmessage` replies of one read.
         on_up: called when every pattern is confirmed. on_down: called with why the link was lost, and
-            for how many seconds it may have missed messages by then.
+            what it may have missed.
 
     Raises:
         ValueError: a URL of several hosts is at fault.
@@ -59,7 +59,7 @@ class Subscription:
         backoff_max_seconds: float,
         on_batch: Callable[[list[list[bytes]]], None],
         on_up: Callable[[], None],
-        on_down: Callable[[str, float], None],
+        on_down: Callable[[Leaving], None],
     ) -> None:
         self._connect_timeout_seconds = settings.connect_timeout_seconds
         self._topology = make_topology(settings)
@@ -80,7 +80,7 @@ class Subscription:
             try:
                 link = await self._topology.open_link()
                 try:
-                    reason, doubt_seconds = await self._read(link)
+                    leaving = await self._read(link)
                 finally:
                     await link.close()
             except (UpstreamError, OSError) as error:  # OSError: out of descriptors, for one
@@ -94,8 +94,8 @@ class Subscription:
                 # A link that does not hold is no reason to hurry.
                 attempt = 1 if loop.time() - began_at >= STEADY_SECONDS else attempt + 1
                 delay = self._backoff_seconds(attempt)
-                log.warning("redis_lost", reason=reason, retry_in_seconds=round(delay, 3))
-                self._on_down(reason, doubt_seconds)
+                log.warning("redis_lost", reason=leaving.reason, retry_in_seconds=round(delay, 3))
+                self._on_down(leaving)
             await self._topology.rest(delay)
 
     def pause(self) -> None:
@@ -143,6 +143,8 @@ class Subscription:
                 return await leaving
             # It may have been silent for as long before that was noticed.
             return Leaving(await reader.lost, self._health_check_seconds)
+        except OSError as error:  # no descriptor left to ask who is the master
+            return Leaving(str(error), self._health_check_seconds)
         finally:
             leaving.cancel()
             await asyncio.wait({leaving})

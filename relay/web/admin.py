@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from relay.core import payload
+from relay.web.responses import plain_json
 
 Render = Callable[[str], tuple[bytes, str]]  # an Accept header → body, content type
 
@@ -36,7 +36,7 @@ class Admin:
 
     async def live(self, _: web.Request) -> web.Response:
         """`GET /livez`: 200 while the event loop turns."""
-        return _json(200, {"status": "ok"})
+        return plain_json({"status": "ok"})
 
     async def ready(self, _: web.Request) -> web.Response:
         """`GET /readyz`: 200 when subscribed to Redis and not draining, else 503."""
@@ -48,18 +48,9 @@ class Admin:
         }
         if not state.ok:
             body["reason"] = "draining" if state.draining else "not subscribed to Redis"
-        return _json(200 if state.ok else 503, body)
+        return plain_json(body, 200 if state.ok else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """`GET /metrics`: Prometheus text, or OpenMetrics where `Accept` asks for it."""
         body, content_type = self._render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
-
-
-def _json(status: int, body: object) -> web.Response:
-    return web.Response(
-        status=status,
-        body=payload.encode(body),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )

@@ -2,25 +2,27 @@
 
 A WebSocket upgrade on our path is answered here and its transport goes to the gateway; any other
 request, and whatever is malformed, goes to aiohttp with its bytes. So an upgrade costs no HTTP machinery,
-and a connection that never finishes its head costs a timer.
+and a connection that never finishes its head costs a timer. No more wait at the door than there may be inside.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
-from typing import Final, cast
+from collections.abc import Callable, Collection, Coroutine
+from functools import partial
+from typing import cast
 
-import structlog
-
+from relay.web.gatekeeper import Gatekeeper, Outcome
 from relay.web.gateway import Gateway
-from relay.web.handshake import Refusal, decide, is_upgrade, judge_load
+from relay.web.handshake import (
+    MAX_HEAD_BYTES,
+    TIMEOUT,
+    TOO_LARGE,
+    Refusal,
+    decide,
+    is_upgrade,
+    judge_load,
+)
 from relay.web.origin import OriginPolicy
 from relay.web.request import parse_head
-
-MAX_HEAD_BYTES: Final = 16 * 1024
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_TIMEOUT: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-
-log = structlog.stdlib.get_logger()
 
 
 class Door:
@@ -30,11 +32,14 @@ class Door:
     from the answer, and a full relay must not look like a dead one.
     """
 
-    __slots__ = ("gateway", "http", "path", "policy", "probes", "timeout_seconds", "waiting")
+    __slots__ = (
+        "gatekeeper", "gateway", "http", "path", "policy", "probes", "timeout_seconds", "waiting",
+    )  # fmt: skip
 
     def __init__(
         self,
         gateway: Gateway,
+        gatekeeper: Gatekeeper,
         *,
         http: Callable[[], asyncio.Protocol],
         path: str,
@@ -43,6 +48,7 @@ class Door:
         probes: Collection[str] = (),
     ) -> None:
         self.gateway = gateway
+        self.gatekeeper = gatekeeper
         self.http = http
         self.path = path
         self.policy = policy
@@ -69,6 +75,10 @@ class Front(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
+        if len(self._door.waiting) >= self._door.gateway.max_connections:
+            self._door.gateway.count_rejected("max_connections")
+            self._transport.abort()
+            return
         self._door.waiting.add(self)
         self._timer = self._door.gateway.loop.call_later(self._door.timeout_seconds, self._too_late)
 
@@ -79,8 +89,7 @@ class Front(asyncio.Protocol):
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if (len(self._buffer) if end < 0 else end) > MAX_HEAD_BYTES:
-            self._door.gateway.hub.stats.handshakes_rejected["too_large"] += 1
-            self._answer(_TOO_LARGE)
+            self._refuse(TOO_LARGE, self._peer())
             return
         if end < 0:
             return
@@ -101,15 +110,36 @@ class Front(asyncio.Protocol):
         if isinstance(decision, Refusal):
             self._refuse(decision, address)
             return
-        rest = self._buffer[end + 4 :]
-        self._leave()
-        connection = gateway.open(self._transport, address, decision.response)
-        if rest:
-            connection.data_received(rest)
+        outcome = self._door.gatekeeper.judge(head, peer, policy, websocket=True)
+        enter = partial(self._enter, address, decision.response, end + 4)
+        if isinstance(outcome, Coroutine):
+            self._transport.pause_reading()
+            self._door.gatekeeper.later(outcome, partial(self._come_back, enter, address))
+        else:
+            enter(outcome)
 
     def cut_off(self) -> None:
         """End the connection at once."""
         self._transport.abort()
+
+    def _come_back(self, enter: Callable[[Outcome], None], address: str, outcome: Outcome) -> None:
+        """Go on with a handshake whose token had to wait for a key."""
+        if self._transport.is_closing():
+            return
+        self._transport.resume_reading()
+        full = judge_load(self._door.gateway.load(address))  # it may have become so meanwhile
+        enter(full or outcome)
+
+    def _enter(self, address: str, response: bytes, end: int, outcome: Outcome) -> None:
+        """Open the session, or turn the client away. `end` is where the request's head ends."""
+        if isinstance(outcome, Refusal):
+            self._refuse(outcome, address)
+            return
+        rest = self._buffer[end:]
+        self._leave()
+        connection = self._door.gateway.open(self._transport, address, response, outcome)
+        if rest:
+            connection.data_received(rest)
 
     def _hand_over(self) -> None:
         buffer, self._buffer = self._buffer, b""
@@ -120,27 +150,17 @@ class Front(asyncio.Protocol):
         handler.data_received(buffer)
 
     def _refuse(self, refusal: Refusal, address: str) -> None:
-        self._door.gateway.hub.stats.handshakes_rejected[refusal.label] += 1
-        if refusal.refused is not None:
-            log.warning(
-                "handshake_rejected", remote=address, reason=refusal.label,
-                value=refusal.refused.value, expected=refusal.refused.expected,
-            )  # fmt: skip
-        else:
-            log.debug("handshake_rejected", remote=address, reason=refusal.label)
-        self._answer(refusal.response)
+        self._door.gateway.rejected(refusal, address)
+        self._buffer = b""
+        self._transport.write(refusal.response)
+        self._transport.close()
 
     def _too_late(self) -> None:
-        self._door.gateway.hub.stats.handshakes_rejected["timeout"] += 1
         if self._buffer:
-            self._answer(_TIMEOUT)
+            self._refuse(TIMEOUT, self._peer())
         else:
+            self._door.gateway.count_rejected(TIMEOUT.label)
             self._transport.abort()  # a browser's spare connection: nobody waits for an answer
-
-    def _answer(self, response: bytes) -> None:
-        self._buffer = b""
-        self._transport.write(response)
-        self._transport.close()
 
     def _leave(self) -> None:
         self._door.waiting.discard(self)

@@ -15,8 +15,10 @@ from typing import Final, Protocol
 import structlog
 
 from relay.core.closing import CloseReason
+from relay.core.grants import Grants
 from relay.core.heartbeat import Heartbeat
 from relay.core.outbox import Verdict
+from relay.core.rights import Proof
 from relay.core.session import Hub, Lookup, Session
 from relay.web.flusher import Flusher
 from relay.web.handshake import Load, Refusal, judge_load
@@ -25,16 +27,22 @@ from relay.web.websocket import CLOSE_TIMEOUT_SECONDS, WebSocket
 # Clients come back this long after the drain's end at the earliest: a restart takes about as long.
 RETURN_MARGIN_MS: Final = 500
 _DRAIN_TICK_SECONDS: Final = 0.02  # closes that are due within it go together
+_EXPIRY_TICK_SECONDS: Final = 0.5  # how late a token's end may be noticed
+_CLOSES_AT_ONCE: Final = 100  # some 3 ms; then others have their turn
 
 LookUp = Callable[[Lookup, Callable[[], None]], None]
+Prove = Callable[[Proof, Callable[[], None]], None]
 
 
 class Guest(Protocol):
-    """Whoever has a session here. `reason` is set when its end has begun; `remote` is its address."""
+    """Whoever has a session here. `reason` is set when its end has begun; `remote` is its address,
+    `opened_at` loop time."""
 
+    transport_name: str
     session: Session
     reason: CloseReason | None
     remote: str
+    opened_at: float
 
     def close(self, reason: CloseReason) -> None:
         """Begin the end; idempotent."""
@@ -44,7 +52,6 @@ class Connection(Guest, Protocol):
     """A guest that owns its transport. `last_seen_at` is when it last gave a sign of life (loop time)."""
 
     last_seen_at: float
-    opened_at: float
     messages_received: int
     sent_bytes: int
 
@@ -63,6 +70,7 @@ class Gateway:
 
     Args:
         hub: what all sessions share. look_up: asks Redis about jobs, then calls back.
+        prove: verifies a token, then calls back. clock_ms: the time, Unix milliseconds.
         other_connections: how many connections others hold, for the limit on all of them.
     """
 
@@ -72,6 +80,8 @@ class Gateway:
         *,
         flusher: Flusher,
         look_up: LookUp,
+        prove: Prove,
+        clock_ms: Callable[[], int],
         other_connections: Callable[[], int],
         epoch: str,
         interval_seconds: float,
@@ -79,15 +89,19 @@ class Gateway:
         max_message_bytes: int,
         max_connections: int,
         max_connections_per_address: int,
+        handshake_timeout_seconds: float,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.log = structlog.stdlib.get_logger()
         self.hub = hub
         self.flusher = flusher
         self.look_up = look_up
+        self.prove = prove
+        self.clock_ms = clock_ms
         self.max_message_bytes = max_message_bytes
         self.max_connections = max_connections
         self.max_connections_per_address = max_connections_per_address
+        self.handshake_timeout_seconds = handshake_timeout_seconds
         self.redis_up = False
         self.draining = False
         self._other_connections = other_connections
@@ -118,19 +132,36 @@ class Gateway:
         """Why a request from `address` may not stay, or None. The connection that it came on is counted
         already."""
         load = self.load(address)
-        refusal = judge_load(replace(load, connections=load.connections - 1))
-        if refusal is not None:
-            self.hub.stats.handshakes_rejected[refusal.label] += 1
-        return refusal
+        return judge_load(replace(load, connections=load.connections - 1))
+
+    def count_rejected(self, label: str) -> None:
+        """Count a connection or request that was refused."""
+        self.hub.stats.handshakes_rejected[label] += 1
+
+    def rejected(self, refusal: Refusal, remote: str, event: str = "handshake_rejected") -> None:
+        """Count a refusal and say so in the log. What an operator may have to put right is a warning."""
+        self.count_rejected(refusal.label)
+        if refusal.refused is not None:
+            self.log.warning(
+                event, remote=remote, reason=refusal.label,
+                value=refusal.refused.value, expected=refusal.refused.expected,
+            )  # fmt: skip
+        elif refusal.detail is not None:
+            self.log.info(event, remote=remote, reason=refusal.label, detail=refusal.detail)
+        else:
+            self.log.debug(event, remote=remote, reason=refusal.label)
 
     def new_id(self) -> str:
         """The id of a new session."""
         self._opened += 1
         return f"{self._epoch}.{self._opened}"
 
-    def open(self, transport: asyncio.Transport, address: str, response: bytes) -> WebSocket:
-        """Take an upgraded transport over; `response` is what answers its handshake."""
-        connection = WebSocket(self, transport, self.new_id(), address)
+    def open(
+        self, transport: asyncio.Transport, address: str, response: bytes, grants: Grants | None
+    ) -> WebSocket:
+        """Take an upgraded transport over; `response` is what answers its handshake. Without `grants` it has
+        yet to authenticate."""
+        connection = WebSocket(self, transport, self.new_id(), address, grants)
         transport.set_protocol(connection)
         self.adopt(connection, transport, response)
         return connection
@@ -138,7 +169,7 @@ class Gateway:
     def adopt(self, connection: Connection, transport: asyncio.Transport, response: bytes) -> None:
         """Begin to care for a connection that has its transport now, and let it start."""
         session, stats = connection.session, self.hub.stats
-        kind = session.outbox.format.transport
+        kind = connection.transport_name
         self._connections[connection] = None
         self._heartbeat.add(connection)
         self._arrive(connection)
@@ -153,6 +184,7 @@ class Gateway:
             connection_id=session.connection_id,
             transport=kind,
             remote=connection.remote,
+            principal=_principal(connection),
         )
 
     def enter(self, guest: Guest) -> None:
@@ -174,7 +206,7 @@ class Gateway:
             self._empty.set()
         reason = connection.reason or CloseReason.CONNECTION_LOST
         stats = self.hub.stats
-        kind = connection.session.outbox.format.transport
+        kind = connection.transport_name
         stats.connections[kind] -= 1
         stats.connections_closed[reason.label] += 1
         if reason is CloseReason.SLOW_CONSUMER:
@@ -184,6 +216,7 @@ class Gateway:
             connection_id=connection.session.connection_id,
             transport=kind,
             remote=connection.remote,
+            principal=_principal(connection),
             reason=reason.label,
             code=reason.code,
             duration_seconds=round(self.loop.time() - connection.opened_at, 3),
@@ -225,6 +258,42 @@ class Gateway:
             for connection in due:
                 connection.ping()
 
+    async def expire(self) -> None:
+        """Close whoever's token has expired, or did not come in time, for ever.
+
+        One look at every guest twice a second, some 0.1 µs each, spares each of them a timer.
+        """
+        while True:
+            await asyncio.sleep(_EXPIRY_TICK_SECONDS)
+            now, now_ms = self.loop.time(), self.clock_ms()
+            late_at = now - self.handshake_timeout_seconds
+            due: list[tuple[Guest, CloseReason]] = []
+            for guest in self.guests():
+                grants = guest.session.grants
+                if grants is None:
+                    if guest.opened_at <= late_at:
+                        due.append((guest, CloseReason.TOKEN_MISSING))
+                elif grants.expires_at_ms is not None and grants.expires_at_ms <= now_ms:
+                    due.append((guest, CloseReason.TOKEN_EXPIRED))
+            for start in range(0, len(due), _CLOSES_AT_ONCE):
+                for guest, reason in due[start : start + _CLOSES_AT_ONCE]:
+                    guest.close(reason)
+                await asyncio.sleep(0)
+
+    async def close_all(self, which: Callable[[Guest], bool], reason: CloseReason) -> int:
+        """Begin the end of all guests that `which` picks. Returns how many they were."""
+        closed = 0
+        for guest in [guest for guest in self.guests() if guest.reason is None and which(guest)]:
+            guest.close(reason)
+            closed += 1
+            if closed % _CLOSES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return closed
+
+    def guests(self) -> list[Guest]:
+        """Everybody who has a session now."""
+        return [*self._connections, *self._guests]
+
     async def drain(self, seconds: float) -> None:
         """Tell every client when to come back and close it, spread evenly over `seconds`.
 
@@ -232,7 +301,7 @@ class Gateway:
         """
         self.draining = True
         started_at = self.loop.time()
-        guests = [*self._connections, *self._guests]
+        guests = self.guests()
         random.shuffle(guests)
         for place, guest in enumerate(guests):
             due_at = started_at + seconds * place / len(guests)
@@ -258,3 +327,8 @@ class Gateway:
         self._of_address[guest.remote] -= 1
         if not self._of_address[guest.remote]:
             del self._of_address[guest.remote]
+
+
+def _principal(guest: Guest) -> str | None:
+    grants = guest.session.grants
+    return None if grants is None else grants.principal

@@ -18,12 +18,21 @@ from relay.web.request import Head
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 RETRY_AFTER_SECONDS: Final = 5
+INVALID_TOKEN: Final = 'Bearer error="invalid_token"'  # RFC 6750 §3
+MAX_HEAD_BYTES: Final = 16 * 1024
+# For every answer: a browser is to guess nothing from our bytes, and to name us to no other site.
+SECURITY_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 _REASONS: Final = {
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",
+    408: "Request Timeout",
     426: "Upgrade Required",
     429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
     503: "Service Unavailable",
 }
 
@@ -37,7 +46,9 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The upgrade is refused. `label` is the metric's `reason`; `refused` holds what was compared."""
+    """The request is refused. `label` is the metric's `reason`; `refused` holds what was compared, `detail`
+    more about the reason, for the log.
+    """
 
     label: str
     status: int
@@ -45,6 +56,7 @@ class Refusal:
     message: str
     headers: tuple[tuple[str, str], ...] = ()
     refused: Refused | None = None
+    detail: str | None = None
 
     @property
     def response(self) -> bytes:
@@ -54,8 +66,9 @@ class Refusal:
             f"HTTP/1.1 {self.status} {_REASONS[self.status]}",
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
             "Connection: close",
-            *(f"{name}: {value}" for name, value in self.headers),
+            *(f"{name}: {value}" for name, value in (*SECURITY_HEADERS.items(), *self.headers)),
         ]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -84,15 +97,20 @@ def decide(head: Head, peer: str, policy: OriginPolicy, load: Load) -> Accept | 
         return fault
     refused = policy.judge(peer, head.get)
     if refused is not None:
-        return Refusal(
-            refused.what, 403, ErrorCode.FORBIDDEN,
-            f"this {refused.what} may not connect; see server.allowed_{refused.what}s",
-            refused=refused,
-        )  # fmt: skip
+        return foreign(refused)
     full = judge_load(load)
     if full is not None:
         return full
     return Accept(_switching(head))
+
+
+def foreign(refused: Refused) -> Refusal:
+    """The answer to an origin or a host that is not let in."""
+    return Refusal(
+        refused.what, 403, ErrorCode.FORBIDDEN,
+        f"this {refused.what} may not connect; see server.allowed_{refused.what}s",
+        refused=refused,
+    )  # fmt: skip
 
 
 def judge_load(load: Load) -> Refusal | None:
@@ -142,6 +160,15 @@ def _fault(head: Head) -> Refusal | None:
 
 def _malformed(message: str) -> Refusal:
     return Refusal("malformed", 400, ErrorCode.BAD_REQUEST, message)
+
+
+TOO_LARGE: Final = Refusal(
+    "too_large", 431, ErrorCode.BAD_REQUEST, f"a request's head has at most {MAX_HEAD_BYTES} bytes"
+)
+TIMEOUT: Final = Refusal(
+    "timeout", 408, ErrorCode.BAD_REQUEST, "the request's head did not come in time"
+)
+UNREADABLE: Final = _malformed("this is not an HTTP/1.1 request that can be understood")
 
 
 def _switching(head: Head) -> bytes:

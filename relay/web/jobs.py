@@ -14,10 +14,11 @@ from relay.core.closing import CloseReason
 from relay.core.document import job_document
 from relay.core.errors import CommandError, ErrorCode
 from relay.core.event import is_name
+from relay.core.grants import Grants
 from relay.core.session import Lookup, Session
 from relay.core.wire import JobsCommand
 from relay.web.gateway import Gateway
-from relay.web.handshake import RETRY_AFTER_SECONDS
+from relay.web.handshake import INVALID_TOKEN, RETRY_AFTER_SECONDS
 from relay.web.responses import NOT_FOUND, error_response, json_response
 from relay.web.visit import Reception, job_id_of, list_parameter, queue_of, wait_seconds_of
 
@@ -28,11 +29,13 @@ MAX_QUEUE_JOBS: Final = 1000
 class Poll:
     """The watcher behind a long poll: `news` is set whenever something came, or the end has begun."""
 
-    __slots__ = ("news", "reason", "remote", "session")
+    transport_name = "longpoll"
+    __slots__ = ("news", "opened_at", "reason", "remote", "session")
 
-    def __init__(self, gateway: Gateway, remote: str) -> None:
+    def __init__(self, gateway: Gateway, remote: str, grants: Grants) -> None:
         self.remote = remote
-        self.session = Session(gateway.hub, gateway.new_id(), self)
+        self.opened_at = gateway.loop.time()
+        self.session = Session(gateway.hub, gateway.new_id(), self, grants)
         self.reason: CloseReason | None = None
         self.news = asyncio.Event()
 
@@ -48,7 +51,7 @@ class Poll:
 
 
 class Jobs:
-    """The handlers."""
+    """The handlers. What may not be watched is refused before history or Redis is asked about it."""
 
     def __init__(self, gateway: Gateway, reception: Reception) -> None:
         self._gateway = gateway
@@ -60,41 +63,60 @@ class Jobs:
 
         With `wait` (seconds) or `since` (an event id) held until there is something newer, or answered 204.
         """
+        grants = await self._reception.admit(request)
         job_id, queue = job_id_of(request), queue_of(request)
         wait_seconds = wait_seconds_of(request)
+        if not grants.may_watch_job(job_id, queue):
+            self._reception.forbid()
         if wait_seconds is not None:
-            return await self._hold(request, job_id, queue, wait_seconds)
+            return await self._hold(request, grants, job_id, queue, wait_seconds)
         await self._refresh([job_id], queue)
         document = self._document(job_id, queue)
         return _unknown() if document is None else json_response(request, document)
 
     async def many(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs?ids=` or `GET /jobs?queueName=`: documents by job id; unknown jobs are left out."""
+        grants = await self._reception.admit(request)
         queue = queue_of(request)
-        if not self._history.exposed:
-            return error_response(404, NOT_FOUND, "history is off")
         ids = list_parameter(request, "ids")
         if len(ids) > MAX_IDS:
             raise CommandError(ErrorCode.BAD_REQUEST, f"at most {MAX_IDS} ids at once")
-        if ids:
-            await self._refresh([job_id for job_id in ids if is_name(job_id)], queue)
-        elif queue is not None:
-            if self._gateway.hub.stores_queues:
-                await self._looked_up(Lookup([], queue))
-            ids = self._history.newest_of_queue(queue, MAX_QUEUE_JOBS)
-        else:
+        if not ids and queue is None:
             raise CommandError(ErrorCode.BAD_REQUEST, "say which: ids=a,b,c or queueName=q")
-        jobs: dict[str, Any] = {}
+        faults: dict[str, ErrorCode] = {}
         for job_id in ids:
             if not is_name(job_id):
-                jobs[job_id] = {"error": {"code": ErrorCode.INVALID_JOB_ID.value}}
+                faults[job_id] = ErrorCode.INVALID_JOB_ID
+            elif not grants.may_watch_job(job_id, queue):
+                faults[job_id] = ErrorCode.FORBIDDEN
+        wanted = [job_id for job_id in ids if job_id not in faults]
+        if queue is not None and not ids:
+            if not grants.may_watch_queue(queue):
+                self._reception.forbid()
+        elif not wanted and ErrorCode.FORBIDDEN in faults.values():
+            self._reception.forbid()
+        if not self._history.exposed:
+            return error_response(404, NOT_FOUND, "history is off")
+        if queue is not None and not ids:
+            if self._gateway.hub.stores_queues:
+                await self._looked_up(Lookup([], queue))
+            ids = wanted = self._history.newest_of_queue(queue, MAX_QUEUE_JOBS)
+        else:
+            await self._refresh(wanted, queue)
+        jobs: dict[str, Any] = {}
+        for job_id in ids:
+            if job_id in faults:
+                jobs[job_id] = {"error": {"code": faults[job_id].value}}
             elif (document := self._document(job_id, queue)) is not None:
                 jobs[job_id] = document
         return json_response(request, {"jobs": jobs})
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs/{jobId}/history`: every event that history holds of the job, oldest first."""
+        grants = await self._reception.admit(request)
         job_id, queue = job_id_of(request), queue_of(request)
+        if not grants.may_watch_job(job_id, queue):
+            self._reception.forbid()
         await self._refresh([job_id], queue)
         events = self._history.events(job_id, queue) if self._history.exposed else []
         if not events:
@@ -106,16 +128,19 @@ class Jobs:
         return json_response(request, {"events": told})
 
     async def _hold(
-        self, request: web.Request, job_id: str, queue: str | None, wait_seconds: float
+        self,
+        request: web.Request,
+        grants: Grants,
+        job_id: str,
+        queue: str | None,
+        wait_seconds: float,
     ) -> web.Response:
         """The answer to a long poll."""
-        refused = self._reception.refuse(request)
-        if refused is not None:
-            return refused
+        self._reception.make_room(request)
         gateway, since = self._gateway, request.query.get("since")
         deadline = gateway.loop.time() + wait_seconds
         asked_at = gateway.hub.position()
-        poll = Poll(gateway, self._reception.address_of(request))
+        poll = Poll(gateway, self._reception.address_of(request), grants)
         gateway.enter(poll)
         try:
             await self._watch(poll.session, job_id, queue)
@@ -124,7 +149,7 @@ class Jobs:
                     await poll.news.wait()
                 poll.news.clear()
                 if poll.reason is not None:
-                    return _restarting()
+                    return _ended(poll.reason)
             return json_response(request, document)
         except TimeoutError:
             if self._document(job_id, queue) is None:
@@ -174,7 +199,15 @@ def _unknown() -> web.Response:
     return error_response(404, NOT_FOUND, "nothing is known of this job")
 
 
-def _restarting() -> web.Response:
-    response = error_response(503, ErrorCode.UNAVAILABLE, "the relay is restarting; ask again")
-    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+def _ended(reason: CloseReason) -> web.Response:
+    """The answer to a poll that was ended before it was over."""
+    match reason.code:
+        case 3000:
+            response = error_response(401, ErrorCode.UNAUTHORIZED, reason.text)
+            response.headers["WWW-Authenticate"] = INVALID_TOKEN
+        case 1008:
+            response = error_response(403, ErrorCode.FORBIDDEN, reason.text)
+        case _:
+            response = error_response(503, ErrorCode.UNAVAILABLE, f"{reason.text}; ask again")
+            response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

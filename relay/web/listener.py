@@ -92,8 +92,7 @@ def url(sockets: Sequence[socket.socket]) -> str:
     if first.family == socket.AF_UNIX:
         return f"unix:{first.getsockname()}"
     host, port = first.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

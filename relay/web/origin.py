@@ -3,6 +3,9 @@
 RFC 6454 (origins), RFC 6455 §10.2. A page of another site may open a WebSocket to any server its user can
 reach, so the check is on by default; DNS rebinding is met by looking at `Host` where nothing else
 protects a loopback listener.
+
+A page that DNS rebinding led here may add `X-Forwarded-Host` to a request, and comes from loopback like a local
+proxy. What it cannot do is leave our own port out of `Host`; whoever asks a proxy names the proxy's.
 """
 
 import ipaddress
@@ -29,7 +32,8 @@ class Refused(NamedTuple):
 class OriginPolicy:
     """What `server.allowed_origins`, `allowed_hosts` and `trusted_proxies` allow on one listener.
 
-    `loopback` and `unix` say what is listened on; `check_host` is on in mode `none`.
+    `loopback` and `unix` say what is listened on, at which `port` (0 while that is not known); `check_host` is
+    on in mode `none`.
     """
 
     allowed_origins: Sequence[str]
@@ -37,6 +41,7 @@ class OriginPolicy:
     trusted_proxies: Sequence[Network]
     loopback: bool
     unix: bool = False
+    port: int = 0
     check_host: bool = True
     _origins: frozenset[tuple[str, str, int | None]] = field(init=False)
 
@@ -59,9 +64,11 @@ class OriginPolicy:
         """Why this request is refused, or None."""
         host = get("host") or ""
         forwarded = get("x-forwarded-host") if self.trusts(peer) else None
-        if self.loopback and self.check_host and not self.unix and forwarded is None:
-            name = _host(host, None)[0]
-            if not (is_loopback(name) or name in self.allowed_hosts or host in self.allowed_hosts):
+        if self.loopback and self.check_host and not self.unix:
+            name, port = _host(host, "http")
+            if (forwarded is None or port == self.port) and not (
+                is_loopback(name) or name in self.allowed_hosts or host in self.allowed_hosts
+            ):
                 return Refused("host", host, "a loopback name or one of server.allowed_hosts")
         origin = get("origin")
         if origin is None or "*" in self.allowed_origins:

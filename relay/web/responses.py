@@ -1,4 +1,6 @@
-"""What HTTP answers look like: JSON documents with ETag (RFC 9110 §8.8.3), and errors as JSON."""
+"""What HTTP answers look like: JSON documents with ETag (RFC 9110 §8.8.3), errors as JSON, and the headers
+that keep a browser from doing more with them than it should.
+"""
 
 from hashlib import blake2b
 from typing import Final
@@ -7,8 +9,26 @@ from aiohttp import ETag, web
 
 from relay.core import payload
 from relay.core.errors import ErrorCode
+from relay.web.handshake import SECURITY_HEADERS, Refusal
 
 NOT_FOUND: Final = "not-found"
+_DATA_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self';"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+async def harden(_: web.Request, response: web.StreamResponse) -> None:
+    """Give an answer its security headers, and take away what names the software behind it.
+
+    To be called when everything else has set its own; a page's own Content-Security-Policy stands.
+    """
+    headers = response.headers
+    headers.pop("Server", None)
+    headers.update(SECURITY_HEADERS)
+    is_page = response.content_type == "text/html"
+    headers.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _DATA_POLICY)
 
 
 def json_response(request: web.Request, document: object) -> web.Response:
@@ -25,12 +45,24 @@ def json_response(request: web.Request, document: object) -> web.Response:
     return response
 
 
-def error_response(status: int, code: str, message: str) -> web.Response:
-    """`{"error": {"code", "message"}}` with that status."""
-    code = code.value if isinstance(code, ErrorCode) else code
+def plain_json(document: object, status: int = 200) -> web.Response:
+    """`document`, not to be stored by anybody."""
     return web.Response(
         status=status,
-        body=payload.encode({"error": {"code": code, "message": message}}),
+        body=payload.encode(document),
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
+
+
+def refusal_response(refusal: Refusal) -> web.Response:
+    """A refusal as aiohttp writes it."""
+    response = error_response(refusal.status, refusal.code, refusal.message)
+    response.headers.update(refusal.headers)
+    return response
+
+
+def error_response(status: int, code: str, message: str) -> web.Response:
+    """`{"error": {"code", "message"}}` with that status."""
+    code = code.value if isinstance(code, ErrorCode) else code
+    return plain_json({"error": {"code": code, "message": message}}, status)

@@ -4,6 +4,7 @@ The first request of a connection does not come here where it is a WebSocket upg
 `front.py`); every other request to that path does.
 """
 
+import hmac
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -13,16 +14,23 @@ from aiohttp.typedefs import Handler, Middleware
 
 from relay.core.errors import CommandError, ErrorCode
 from relay.web.admin import Admin
+from relay.web.credentials import bearer
+from relay.web.handshake import Refusal, foreign
 from relay.web.jobs import Jobs
+from relay.web.operators import MAX_BODY_BYTES, Operators
 from relay.web.origin import OriginPolicy, may_name_admin
-from relay.web.responses import NOT_FOUND, error_response
+from relay.web.responses import NOT_FOUND, error_response, harden, refusal_response
 from relay.web.sse import EventStreams
+from relay.web.visit import RequestRefused
 
 SOCKET_IO: Final = (
     "This is not a Socket.IO server, and socket.io-client does not connect to it. "
     "Use a plain WebSocket: new WebSocket(url) with JSON messages {event, data}."
 )
 PUBLIC_PROBES: Final = ("/livez", "/readyz")
+# What of the admin listener is open to whoever reaches it.
+_OPEN_TO_ALL: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+_PROXIED: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host"})
 _CODES: Final = {
     400: ErrorCode.BAD_REQUEST.value,
     401: ErrorCode.UNAUTHORIZED.value,
@@ -31,6 +39,7 @@ _CODES: Final = {
     405: "method-not-allowed",
     413: "too-large",
 }
+_STATUSES: Final = {ErrorCode.FORBIDDEN: 403}
 _PREFLIGHT_SECONDS: Final = 600
 
 log = structlog.stdlib.get_logger()
@@ -43,12 +52,15 @@ def public_app(
     path: str,
     upgrade: Handler,
     policy: Callable[[], OriginPolicy],
-    on_rejected: Callable[[str], None],
+    on_rejected: Callable[[Refusal, str], None],
     admin: Admin | None,
+    takes_cookies: Callable[[], bool],
     extra: Sequence[web.AbstractRouteDef] = (),
 ) -> web.Application:
-    """What browsers reach. `admin` is given where the probes are public too."""
-    app = web.Application(middlewares=[_guard(policy, on_rejected), errors_as_json])
+    """What browsers reach. `admin` is given where the probes are public too; `takes_cookies` tells whether
+    tokens may come as one: then pages of allowed origins may have their browser send it."""
+    app = web.Application(middlewares=[_guard(policy, on_rejected, takes_cookies), errors_as_json])
+    app.on_response_prepare.append(harden)
     app.add_routes(
         [
             web.get("/jobs", jobs.many),
@@ -67,15 +79,33 @@ def public_app(
     return app
 
 
-def admin_app(admin: Admin, allowed_hosts: Sequence[str]) -> web.Application:
-    """What operators and Prometheus reach; under an address, `localhost` or one of `allowed_hosts`."""
-    app = web.Application(middlewares=[_admin_guard(allowed_hosts), errors_as_json])
+def admin_app(
+    admin: Admin,
+    operators: Operators,
+    allowed_hosts: Sequence[str],
+    *,
+    token: str,
+    loopback: bool,
+) -> web.Application:
+    """What operators and Prometheus reach; under an address, `localhost` or one of `allowed_hosts`.
+
+    All but probes and metrics wants `token`; where that is empty, what asks must come from this machine: the
+    listener is `loopback`.
+    """
+    app = web.Application(
+        middlewares=[errors_as_json, _admin_guard(allowed_hosts), _token_guard(token, loopback)],
+        client_max_size=MAX_BODY_BYTES,
+    )
+    app.on_response_prepare.append(harden)
     app.add_routes(
         [
             web.get("/livez", admin.live),
             web.get("/readyz", admin.ready),
             web.get("/healthz", admin.ready),
             web.get("/metrics", admin.metrics),
+            web.get("/admin/connections", operators.connections),
+            web.post("/admin/disconnect", operators.disconnect),
+            web.post("/admin/revoke", operators.revoke),
         ]
     )
     return app
@@ -90,8 +120,10 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     """Whatever goes wrong is answered as `{"error": {"code", "message"}}`."""
     try:
         return await handler(request)
+    except RequestRefused as error:
+        return refusal_response(error.refusal)
     except CommandError as error:
-        return error_response(400, error.code, error.message)
+        return error_response(_STATUSES.get(error.code, 400), error.code, error.message)
     except web.HTTPException as error:
         if error.status < 400 or error.content_type == "application/json":
             raise
@@ -106,19 +138,20 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return error_response(500, "internal", "internal error")
 
 
-def _guard(policy: Callable[[], OriginPolicy], on_rejected: Callable[[str], None]) -> Middleware:
+def _guard(
+    policy: Callable[[], OriginPolicy],
+    on_rejected: Callable[[Refusal, str], None],
+    takes_cookies: Callable[[], bool],
+) -> Middleware:
     """Origin and Host checks for every request, and CORS answers for those that pass."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         refused = policy().judge(request.remote or "", _only(request))
         if refused is not None:
-            on_rejected(refused.what)
-            log.warning(
-                "request_rejected", remote=request.remote, reason=refused.what,
-                value=refused.value, expected=refused.expected,
-            )  # fmt: skip
-            return error_response(403, ErrorCode.FORBIDDEN, f"see server.allowed_{refused.what}s")
+            refusal = foreign(refused)
+            on_rejected(refusal, request.remote or "")
+            return refusal_response(refusal)
         origin = request.headers.get("Origin")
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             response: web.StreamResponse = _preflight(request)
@@ -127,6 +160,8 @@ def _guard(policy: Callable[[], OriginPolicy], on_rejected: Callable[[str], None
         if origin is not None and not response.prepared:
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = "ETag, Retry-After"
+            if takes_cookies():
+                response.headers["Access-Control-Allow-Credentials"] = "true"
             response.headers.add("Vary", "Origin")
         return response
 
@@ -146,6 +181,33 @@ def _admin_guard(allowed_hosts: Sequence[str]) -> Middleware:
             return error_response(403, ErrorCode.FORBIDDEN, "see admin.allowed_hosts")
         if own_origin_only.judge("", get) is not None:
             return error_response(403, ErrorCode.FORBIDDEN, "pages of other origins may not ask")
+        return await handler(request)
+
+    return guard
+
+
+def _token_guard(token: str, loopback: bool) -> Middleware:
+    """Lets nobody but operators to what is not open to all, whether it exists or not."""
+    expected = token.encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in _OPEN_TO_ALL:
+            return await handler(request)
+        if expected:
+            tokens = [*bearer(request.headers.getall("Authorization", []))]
+            given = tokens[0].encode(errors="surrogateescape") if len(tokens) == 1 else b""
+            is_operator = hmac.compare_digest(given, expected)
+            advice = "send Authorization: Bearer with admin.token"
+        else:
+            # A proxy on this machine would bring the whole world here.
+            is_operator = loopback and _PROXIED.isdisjoint(map(str.lower, request.headers))
+            advice = "set admin.token to reach this from elsewhere than this machine"
+        if not is_operator:
+            log.warning("request_rejected", remote=request.remote, reason="admin_token")
+            response = error_response(401, ErrorCode.UNAUTHORIZED, advice)
+            response.headers["WWW-Authenticate"] = "Bearer"
+            return response
         return await handler(request)
 
     return guard

@@ -12,7 +12,7 @@ import asyncio
 import random
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from typing import Final
@@ -21,11 +21,19 @@ from aiohttp import web
 
 from relay.core.closing import CloseReason
 from relay.core.errors import CommandError, ErrorCode, SessionError
+from relay.core.grants import Grants
 from relay.core.outbox import Verdict
 from relay.core.session import Session
-from relay.core.wire import EVENT_STREAM, Command, JobsCommand, parse_command, retry_line
+from relay.core.wire import (
+    EVENT_STREAM,
+    JobsCommand,
+    QueueCommand,
+    parse_command,
+    retry_line,
+)
 from relay.web.flusher import pour
 from relay.web.gateway import Gateway
+from relay.web.handshake import SECURITY_HEADERS
 from relay.web.takeover import release
 from relay.web.visit import Reception, job_id_of, list_parameter, queue_of
 from relay.web.websocket import CLOSE_TIMEOUT_SECONDS
@@ -38,7 +46,9 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
     "Connection": "close",
+    **SECURITY_HEADERS,
 }
+_Subscribe = JobsCommand | QueueCommand
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -48,6 +58,7 @@ class EventStream(asyncio.Protocol):
     `last_seen_at` is when output was last seen to leave (loop time, seconds).
     """
 
+    transport_name = EVENT_STREAM.transport
     __slots__ = (
         "_commands", "_gateway", "_left_bytes", "_timer", "_transport", "last_seen_at",
         "messages_received", "opened_at", "reason", "remote", "sent_bytes", "session",
@@ -58,7 +69,8 @@ class EventStream(asyncio.Protocol):
         gateway: Gateway,
         transport: asyncio.Transport,
         remote: str,
-        commands: Sequence[Command],
+        grants: Grants,
+        commands: Sequence[_Subscribe],
     ) -> None:
         self._gateway = gateway
         self._transport = transport
@@ -66,7 +78,7 @@ class EventStream(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._left_bytes = 0  # what the system had taken of our output at the last heartbeat
         self.remote = remote
-        self.session = Session(gateway.hub, gateway.new_id(), self, EVENT_STREAM)
+        self.session = Session(gateway.hub, gateway.new_id(), self, grants, EVENT_STREAM)
         self.opened_at = self.last_seen_at = gateway.loop.time()
         self.reason: CloseReason | None = None  # set when the end has begun
         self.sent_bytes = 0
@@ -205,15 +217,17 @@ class EventStreams:
 
     async def one(self, request: web.Request) -> web.StreamResponse:
         """`GET /jobs/{jobId}/events`: the events of one job."""
+        grants = await self._reception.admit(request)
         data = {
             "jobId": job_id_of(request),
             "queueName": queue_of(request),
             "since": _last_event_id(request),
         }
-        return self._open(request, [parse_command({"event": "subscribe-to-job", "data": data})])
+        return self._open(request, grants, [_parsed("subscribe-to-job", data)])
 
     async def many(self, request: web.Request) -> web.StreamResponse:
         """`GET /events?jobs=a,b&queues=q`: the events of jobs and of whole queues."""
+        grants = await self._reception.admit(request)
         job_ids = list_parameter(request, "jobs")
         queues = list_parameter(request, "queues")
         snapshot = _flag(request, "snapshot")
@@ -225,29 +239,35 @@ class EventStreams:
                 ErrorCode.TOO_MANY_SUBSCRIPTIONS,
                 f"at most {limit} jobs and queues in one stream; open another",
             )
-        commands: list[Command] = []
+        commands: list[_Subscribe] = []
         if job_ids:
             commands.append(_jobs_command(request, job_ids, alone=not queues))
         for queue in queues:
             data = {"queueName": queue, "snapshot": snapshot}
-            commands.append(parse_command({"event": "subscribe-to-queue", "data": data}))
-        return self._open(request, commands)
+            commands.append(_parsed("subscribe-to-queue", data))
+        return self._open(request, grants, commands)
 
-    def _open(self, request: web.Request, commands: Sequence[Command]) -> web.StreamResponse:
-        refused = self._reception.refuse(request)
-        if refused is not None:
-            return refused
-        return _Opening(self._gateway, self._reception.address_of(request), commands)
+    def _open(
+        self, request: web.Request, grants: Grants, commands: Sequence[_Subscribe]
+    ) -> web.StreamResponse:
+        """The stream; once its head is sent a refusal has no status any more, so that comes first."""
+        if not any(_allows(grants, command) for command in commands):
+            self._reception.forbid()
+        self._reception.make_room(request)
+        return _Opening(self._gateway, self._reception.address_of(request), grants, commands)
 
 
 class _Opening(web.StreamResponse):
     """Takes the transport over when aiohttp would write the head: every middleware has added its
     headers by then."""
 
-    def __init__(self, gateway: Gateway, remote: str, commands: Sequence[Command]) -> None:
+    def __init__(
+        self, gateway: Gateway, remote: str, grants: Grants, commands: Sequence[_Subscribe]
+    ) -> None:
         super().__init__(headers=_HEADERS)
         self._gateway = gateway
         self._remote = remote
+        self._grants = grants
         self._commands = commands
 
     async def prepare(self, request: web.BaseRequest) -> None:
@@ -255,7 +275,7 @@ class _Opening(web.StreamResponse):
         transport = release(request)
         if transport is None:
             return
-        stream = EventStream(self._gateway, transport, self._remote, self._commands)
+        stream = EventStream(self._gateway, transport, self._remote, self._grants, self._commands)
         stream.session.outbox.congested = congested
         transport.set_protocol(stream)
         _give_up_after(transport, self._gateway.patience_seconds)
@@ -277,12 +297,25 @@ def _jobs_command(request: web.Request, job_ids: list[str], *, alone: bool) -> J
     last_id = _last_event_id(request)
     since = None if last_id is None else dict.fromkeys(job_ids, last_id)
     data = {"jobIds": job_ids, "queueName": queue_of(request), "since": since}
-    command = parse_command({"event": "subscribe-to-jobs", "data": data})
+    command = _parsed("subscribe-to-jobs", data)
     assert isinstance(command, JobsCommand)
     if alone and not command.job_ids:
         raise CommandError(ErrorCode.INVALID_JOB_ID, "none of these can be a job id")
     command.since_of_one = True
     return command
+
+
+def _parsed(event: str, data: Mapping[str, object]) -> _Subscribe:
+    command = parse_command({"event": event, "data": data})
+    assert isinstance(command, JobsCommand | QueueCommand)
+    return command
+
+
+def _allows(grants: Grants, command: _Subscribe) -> bool:
+    """Whether something of what the command asks for may be watched."""
+    if isinstance(command, QueueCommand):
+        return grants.may_watch_queue(command.queue)
+    return any(grants.may_watch_job(job_id, command.queue) for job_id in command.job_ids)
 
 
 def _last_event_id(request: web.Request) -> str | None:

@@ -12,11 +12,12 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from relay.web.gatekeeper import Gatekeeper
 from relay.web.gateway import Gateway
 from relay.web.handshake import Refusal, decide, is_upgrade
 from relay.web.origin import OriginPolicy
-from relay.web.request import Head
-from relay.web.responses import error_response
+from relay.web.request import head_of
+from relay.web.responses import error_response, refusal_response
 
 
 class _Tail:
@@ -36,14 +37,22 @@ class _Tail:
 class Takeover:
     """The handler of `server.path`: a WebSocket where one is asked for, else 426."""
 
-    def __init__(self, gateway: Gateway, *, path: str, policy: Callable[[], OriginPolicy]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        gatekeeper: Gatekeeper,
+        *,
+        path: str,
+        policy: Callable[[], OriginPolicy],
+    ) -> None:
         self._gateway = gateway
+        self._gatekeeper = gatekeeper
         self._path = path
         self._policy = policy
 
     async def upgrade(self, request: web.Request) -> web.StreamResponse:
         """Answer a request on the path; `request`'s connection is aiohttp's no more where it is granted."""
-        head = _head(request)
+        head = head_of(request)
         if not is_upgrade(head, self._path) or request.transport is None:
             response = error_response(426, "bad-request", "this path speaks WebSocket")
             response.headers["Upgrade"] = "websocket"
@@ -54,22 +63,21 @@ class Takeover:
         # This connection has its place already: it only changes hands.
         decision = decide(head, peer, policy, replace(load, connections=load.connections - 1))
         if isinstance(decision, Refusal):
-            gateway.hub.stats.handshakes_rejected[decision.label] += 1
-            response = error_response(decision.status, decision.code, decision.message)
-            response.headers.update(decision.headers)
-            return response
+            return self._refuse(decision, address)
+        outcome = await self._gatekeeper.admit(head, peer, policy, websocket=True)
+        # That may have taken a while.
+        outcome = gateway.judge_request(address) or outcome
+        if isinstance(outcome, Refusal):
+            return self._refuse(outcome, address)
         transport, tail = _take(request)
-        connection = gateway.open(transport, address, decision.response)
+        connection = gateway.open(transport, address, decision.response, outcome)
         if tail:
             connection.data_received(tail)
         return web.Response()  # goes nowhere: aiohttp has no transport to write it to
 
-
-def _head(request: web.Request) -> Head:
-    raw = request.raw_headers
-    headers = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw)
-    path, _, query = request.raw_path.partition("?")
-    return Head(request.method, path, query, request.version.minor, tuple(headers))
+    def _refuse(self, refusal: Refusal, address: str) -> web.Response:
+        self._gateway.rejected(refusal, address)
+        return refusal_response(refusal)
 
 
 def _take(request: web.Request) -> tuple[asyncio.Transport, bytes]:

@@ -1,21 +1,34 @@
-"""What the GETs of jobs have in common: parameters, and whether there is room for a request that stays.
+"""What the GETs of jobs have in common: parameters, who asks, and whether there is room for a request that stays.
 
-Faults in parameters raise `CommandError`, which is answered with 400.
+Faults in parameters raise `CommandError`, which is answered with 400 (403 for what may not be watched), refusals
+of the request itself `RequestRefused`.
 """
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from aiohttp import web
 
 from relay.core.errors import CommandError, ErrorCode
 from relay.core.event import is_name
+from relay.core.grants import Grants
+from relay.core.rights import FORBIDDEN
+from relay.web.gatekeeper import Gatekeeper
 from relay.web.gateway import Gateway
+from relay.web.handshake import Refusal
 from relay.web.origin import OriginPolicy
-from relay.web.responses import error_response
+from relay.web.request import head_of
 
 MAX_WAIT_SECONDS: Final = 60
+
+
+class RequestRefused(Exception):
+    """The request is not let in: who asks, from where, or that there is no room. Told and counted already."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.label)
+        self.refusal = refusal
 
 
 def job_id_of(request: web.Request) -> str:
@@ -64,10 +77,13 @@ def wait_seconds_of(request: web.Request) -> float | None:
 
 
 class Reception:
-    """Whether a request may stay, and from where it comes. `policy` is the one in force."""
+    """Who asks, whether the request may stay, and from where it comes. `policy` is the one in force."""
 
-    def __init__(self, gateway: Gateway, policy: Callable[[], OriginPolicy]) -> None:
+    def __init__(
+        self, gateway: Gateway, gatekeeper: Gatekeeper, policy: Callable[[], OriginPolicy]
+    ) -> None:
         self._gateway = gateway
+        self._gatekeeper = gatekeeper
         self._policy = policy
 
     def address_of(self, request: web.Request) -> str:
@@ -75,11 +91,30 @@ class Reception:
         forwarded = request.headers.getall("X-Forwarded-For", [])
         return self._policy().client_address(request.remote or "", forwarded)
 
-    def refuse(self, request: web.Request) -> web.Response | None:
-        """The answer where the relay drains or is full; None where the request may stay."""
+    async def admit(self, request: web.Request) -> Grants:
+        """What the client may watch. To be asked before anything is looked up for it.
+
+        Raises:
+            RequestRefused: it does not say who it is, or is not believed.
+        """
+        peer = request.remote or ""
+        outcome = await self._gatekeeper.admit(head_of(request), peer, self._policy())
+        if isinstance(outcome, Refusal):
+            self._turn_away(request, outcome)
+        assert outcome is not None
+        return outcome
+
+    def make_room(self, request: web.Request) -> None:
+        """Raises RequestRefused where the relay drains or is full."""
         refusal = self._gateway.judge_request(self.address_of(request))
-        if refusal is None:
-            return None
-        response = error_response(refusal.status, refusal.code, refusal.message)
-        response.headers.update(refusal.headers)
-        return response
+        if refusal is not None:
+            self._turn_away(request, refusal)
+
+    def forbid(self) -> NoReturn:
+        """Raises CommandError: the client may not watch what it asks for, whether that exists or not."""
+        self._gateway.hub.stats.client_errors[ErrorCode.FORBIDDEN.value] += 1
+        raise CommandError(ErrorCode.FORBIDDEN, FORBIDDEN)
+
+    def _turn_away(self, request: web.Request, refusal: Refusal) -> NoReturn:
+        self._gateway.rejected(refusal, self.address_of(request), "request_rejected")
+        raise RequestRefused(refusal)

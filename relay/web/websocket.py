@@ -1,8 +1,8 @@
 """One socket after the upgrade: reads messages, takes writes, one close handshake (RFC 6455 §5-7).
 
 Owns the transport. Every way a connection ends goes through `close` or `connection_lost`, and through
-`Gateway.closed` exactly once. While a subscribe waits for Redis the socket is not read, so a session's
-answers keep the order of its requests and nothing piles up.
+`Gateway.closed` exactly once. While a subscribe waits for Redis, or a token for the key that proves it, the
+socket is not read, so a session's answers keep the order of its requests and nothing piles up.
 """
 
 import asyncio
@@ -19,8 +19,11 @@ from relay.core.framing import (
     close_frame,
     control_frame,
 )
+from relay.core.grants import Grants
 from relay.core.outbox import OVERFLOW
+from relay.core.rights import Proof
 from relay.core.session import Lookup, Session
+from relay.core.wire import WEBSOCKET
 from relay.web.flusher import pour
 
 if TYPE_CHECKING:
@@ -40,21 +43,27 @@ class WebSocket(asyncio.Protocol):
     `last_seen_at` is when the last byte came (loop time, seconds); the counters are for the log line.
     """
 
+    transport_name = WEBSOCKET.transport
     __slots__ = (
         "_gateway", "_inbox", "_reader", "_timer", "_transport", "last_seen_at",
         "messages_received", "opened_at", "reason", "remote", "sent_bytes", "session",
     )  # fmt: skip
 
     def __init__(
-        self, gateway: "Gateway", transport: asyncio.Transport, connection_id: str, remote: str
+        self,
+        gateway: "Gateway",
+        transport: asyncio.Transport,
+        connection_id: str,
+        remote: str,
+        grants: Grants | None,
     ) -> None:
         self._gateway = gateway
         self._transport = transport
         self._reader = FrameReader(gateway.max_message_bytes)
-        self._inbox: deque[Message] | None = None  # what came behind a message that waits for Redis
+        self._inbox: deque[Message] | None = None  # what came behind a message that has to wait
         self._timer: asyncio.TimerHandle | None = None
         self.remote = remote
-        self.session = Session(gateway.hub, connection_id, self)
+        self.session = Session(gateway.hub, connection_id, self, grants)
         self.opened_at = self.last_seen_at = gateway.loop.time()
         self.reason: CloseReason | None = None  # set when the end has begun
         self.sent_bytes = 0
@@ -132,28 +141,31 @@ class WebSocket(asyncio.Protocol):
     # Inside
 
     def _read(self, messages: deque[Message]) -> None:
-        """Obey messages until they are used up, or one has to wait for Redis."""
+        """Obey messages until they are used up, or one has to wait."""
         self._gateway.flusher.gather()
         while messages:
             try:
-                lookup = self._obey(messages.popleft())
+                pending = self._obey(messages.popleft())
             except SessionError as error:
                 self.close(error.reason)
                 continue
             except Exception:  # noqa: BLE001  a bug of ours costs this session and no other
                 self._fail()
                 continue
-            if lookup is not None:
+            if pending is not None:
                 self._inbox = messages
                 self._transport.pause_reading()
-                self._gateway.look_up(lookup, self._looked_up)
+                if isinstance(pending, Proof):
+                    self._gateway.prove(pending, self._waited)
+                else:
+                    self._gateway.look_up(pending, self._waited)
                 break
         else:
             if self._reader.fault is not None:
                 self.close(self._reader.fault)
         self._gateway.flusher.flush()
 
-    def _obey(self, message: Message) -> Lookup | None:
+    def _obey(self, message: Message) -> Lookup | Proof | None:
         if message.opcode is Opcode.CLOSE:
             self._close_received(message.data)
         elif self.reason is not None:
@@ -169,7 +181,7 @@ class WebSocket(asyncio.Protocol):
             self.flush()
         return None
 
-    def _looked_up(self) -> None:
+    def _waited(self) -> None:
         # This may be called at once; going on in the next turn keeps the stack flat however many
         # subscribes stand in one read.
         self._gateway.loop.call_soon(self._go_on)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from relay.core.grants import EVERYTHING
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.router import Router
@@ -93,7 +94,7 @@ class Core:
 
     def session(self, job_id: str) -> Session:
         """A client that watches a job."""
-        session = Session(self.hub, "c", None)
+        session = Session(self.hub, "c", None, EVERYTHING)
         self.subscribe(session, job_id)
         return session
 
@@ -192,7 +193,7 @@ def subscribe() -> Work:
 
     def work() -> None:
         for _ in range(UNITS):
-            session = Session(core.hub, "c", None)
+            session = Session(core.hub, "c", None, EVERYTHING)
             core.subscribe(session, f"job-{next(rounds)}")
             kept.append(session)
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.run import Options, Report, run
+from tests.chaos.run import SECONDS, Options, Report, run
 
 SHOWN_FAILURES = 20
 
@@ -65,7 +65,7 @@ def _tell_failures(report: Report) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--seconds", type=float, default=140, help="how long faults go on")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long faults go on")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--history", choices=("redis", "memory"), default="redis")
     parser.add_argument("--topology", choices=("single", "sentinel", "cluster"), default="single")

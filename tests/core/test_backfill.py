@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from relay.core.backfill import Backfill
 from relay.core.event import COMPLETED, FAILED, PROGRESS, JobEvent
 from relay.core.outbox import Outbox, Verdict
+from relay.core.rights import Proof
 from tests.fakes import Client, Message, Relay, burst, decode, draft, event
 
 ROOM_BYTES = 2000
@@ -330,9 +331,11 @@ class OneClient(RuleBasedStateMachine):
         self.ref += 1
         before = {job for job in ALL_JOBS if self.is_watched(job)}
         self.count_snapshots()
-        self.client.lookup = self.client.session.receive(
+        pending = self.client.session.receive(
             orjson.dumps({"event": name, "data": data, "ref": self.ref}), 1.0
         )
+        assert not isinstance(pending, Proof)
+        self.client.lookup = pending
         if self.client.lookup is not None:
             self.waiting = (data["queueName"], data["jobId"])
         left = {job for job in before if not self.is_watched(job)}

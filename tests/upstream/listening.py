@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from relay.upstream.connection import Client, RedisSettings
+    from relay.upstream.link import Leaving
 
 CHANNEL = "jobs:q:1"
 # Far above what anything takes on a busy machine, far below what a human waits for.
@@ -97,8 +98,8 @@ class Ear:
         self.ups += 1
         self._changed.set()
 
-    def _down(self, reason: str, _: float) -> None:
-        self.reasons.append(reason)
+    def _down(self, leaving: Leaving) -> None:
+        self.reasons.append(leaving.reason)
         self._changed.set()
 
 

@@ -208,7 +208,7 @@ async def test_link_is_left_once_when_another_master_was_lost_and_all_is_calm_ag
 
     killed_at = time.monotonic()
     other.kill()
-    reason, doubt_seconds = await asyncio.wait_for(leaving, 3 * SOON_SECONDS)
+    reason, doubt_seconds, _ = await asyncio.wait_for(leaving, 3 * SOON_SECONDS)
     passed_seconds = time.monotonic() - killed_at
     await link.close()
 

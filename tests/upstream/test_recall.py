@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from relay.core.event import COMPLETED, PROGRESS
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 PREFIX = "h:"
 MAX_EVENTS = 5
+SOON_SECONDS = 10.0
 
 jobs = ChannelSource(ChannelTemplate.parse("jobs:{queueName}:{jobId}"))
 tasks = CelerySource()
@@ -527,3 +531,37 @@ async def test_new_link_is_read_beside_and_no_longer_what_the_old_one_led_to(
 
     assert before == ["1-0"]
     assert desk.ids() == ["1-0", "2-0"]
+
+
+class Swallowing:
+    """A client that makes a lost connection of a cancellation, as redis-py does in its handshake."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def zrevrangebyscore(self, *_: Any, **__: Any) -> Any:
+        self.asked.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            raise RedisConnectionError("lost") from None
+
+
+async def test_cancellation_that_the_client_swallows_ends_the_read(
+    client: redis.asyncio.Redis,
+) -> None:
+    desk = Desk(client)
+    desk.recall._client = swallowing = Swallowing()  # type: ignore[assignment]
+
+    async def read_for_ever() -> None:
+        while True:
+            with suppress(RedisConnectionError):
+                await desk.recall.newest_of_queue("q", 0, 10)
+
+    reading = asyncio.create_task(read_for_ever())
+    await swallowing.asked.wait()
+    reading.cancel()
+    done, _ = await asyncio.wait({reading}, timeout=SOON_SECONDS)
+
+    assert done == {reading}
+    assert reading.cancelled()

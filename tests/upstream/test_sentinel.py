@@ -150,6 +150,28 @@ async def test_waiting_for_a_new_master_ends_whenever_it_is_cancelled(calm: Sent
     await link.close()
 
 
+async def test_link_is_left_once_more_when_the_former_master_is_a_replica(
+    trio: SentinelTrio,
+) -> None:
+    former = trio.nodes[0]
+    topology = make_topology(redis_settings(trio.url))
+    link = await topology.open_link()
+    former.kill()
+    moved = await asyncio.wait_for(topology.left(link), SOON_SECONDS)
+    await link.close()
+    link = await topology.open_link()
+    leaving = asyncio.ensure_future(topology.left(link))
+
+    # It comes back as a master, takes what clients of old send it, and loses that when it is corrected.
+    former.start()
+    trio.ask(former, "SET", "told", "too late")
+    trio.ask(former, "REPLICAOF", "127.0.0.1", str(port_of(link)))
+    demoted = await asyncio.wait_for(leaving, SOON_SECONDS)
+    await link.close()
+
+    assert (moved.is_loss, demoted.is_loss) == (False, True)
+
+
 # --- sentinels that are of no use ------------------------------------------------------------------
 
 

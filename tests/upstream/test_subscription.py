@@ -53,7 +53,7 @@ class Listener:
             backoff_max_seconds=0.2,
             on_batch=self._take,
             on_up=lambda: self.changes.put_nowait(("up", "")),
-            on_down=lambda reason, _: self.changes.put_nowait(("down", reason)),
+            on_down=lambda leaving: self.changes.put_nowait(("down", leaving.reason)),
         )
         self._on_batch = on_batch
         self._news = asyncio.Event()
@@ -557,7 +557,7 @@ async def test_backoff_is_anything_up_to_a_ceiling_that_doubles(
         backoff_max_seconds=10.0,
         on_batch=lambda _: None,
         on_up=lambda: None,
-        on_down=lambda *_: None,
+        on_down=lambda _: None,
     )
 
     drawn = [backing_off._backoff_seconds(attempt) for _ in range(500)]

@@ -8,7 +8,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from relay.web.front import MAX_HEAD_BYTES
+from relay.web.handshake import MAX_HEAD_BYTES
 from tests.web.conftest import (
     PATH,
     SOON_SECONDS,
@@ -389,3 +389,16 @@ async def test_later_handshake_takes_no_second_place_where_places_are_few(serve:
     await relay.metric_reaches(0, "relay_connections", transport="websocket")
 
     assert await relay.metric("relay_connections_closed_total", reason="connection_lost") == 1
+
+
+@pytest.mark.parametrize(("host", "status"), [("evil.example:{}", 403), ("evil.example", 404)])
+async def test_page_that_dns_rebinding_led_here_cannot_pass_for_a_proxy(
+    serve: Serve, host: str, status: int
+) -> None:
+    relay = await serve()
+    named = host.format(relay.public.rpartition(":")[2])
+    request = f"GET /jobs/job HTTP/1.1\r\nHost: {named}\r\nX-Forwarded-Host: {named}\r\n\r\n"
+
+    answer = await asked(await relay.raw(), request.encode())
+
+    assert answer.status == status

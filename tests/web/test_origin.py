@@ -231,6 +231,38 @@ def test_trusted_proxy_may_name_any_host(peer: str, refused: str | None) -> None
 
 
 @pytest.mark.parametrize(
+    ("host", "port", "is_let_in"),
+    [
+        # What a browser that was led to this port cannot but say, whatever its page adds.
+        ("evil.example:3001", 3001, False),
+        ("EVIL.example.:3001", 3001, False),
+        ("192.0.2.7:3001", 3001, False),
+        ("evil.example", 80, False),
+        # Who asked a proxy named the proxy's port; or the proxy names us by its own configuration.
+        ("relay.example", 3001, True),
+        ("relay.example:8443", 3001, True),
+        ("127.0.0.1:3001", 3001, True),
+        ("localhost:3001", 3001, True),
+        ("named.example:3001", 3001, True),
+        ("upstream", 3001, True),
+    ],
+)
+def test_page_that_dns_rebinding_led_here_is_no_proxy(
+    host: str, port: int, is_let_in: bool
+) -> None:
+    guarded = policy(
+        loopback=True,
+        port=port,
+        allowed_hosts=("named.example",),
+        trusted_proxies=(ip_network("127.0.0.1/32"),),
+    )
+
+    refused = refusal(guarded, "127.0.0.1", host=host, x_forwarded_host="localhost")
+
+    assert refused == (None if is_let_in else "host")
+
+
+@pytest.mark.parametrize(
     ("peer", "forwarded_for", "address"),
     [
         (STRANGER, [], STRANGER),
