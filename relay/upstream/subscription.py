@@ -27,6 +27,9 @@ MAX_TURN_BYTES: Final = 256 * 1024
 _SMALL_READ_BYTES: Final = 64 * 1024
 # A stalled loop finds its timers due before it has read the socket: look twice before giving up.
 SECOND_LOOK_SECONDS: Final = 0.1
+# hiredis moves all that it holds to the front for every KiB that it has read: of a large read it is
+# given a little at a time.
+_PIECE_BYTES: Final = 16 * 1024
 _PING: Final = b"*1\r\n$4\r\nPING\r\n"
 # For people who look at CLIENT LIST. Refused to a user that may do no more than it needs to, and then
 # left at that: so it is not redis-py that asks.
@@ -214,12 +217,13 @@ class _Reader(asyncio.Protocol):
         replies = self._replies
         batch: list[list[bytes]] = []
         try:
-            replies.feed(data)
-            while (reply := replies.gets()) is not False:
-                if type(reply) is list and reply[0] == b"pmessage":
-                    batch.append(reply)
-                else:
-                    self._other(reply)
+            for start in range(0, len(data), _PIECE_BYTES):
+                replies.feed(data, start, min(_PIECE_BYTES, len(data) - start))
+                while (reply := replies.gets()) is not False:
+                    if type(reply) is list and reply[0] == b"pmessage":
+                        batch.append(reply)
+                    else:
+                        self._other(reply)
         except hiredis.ProtocolError as error:
             self._lose(f"not the Redis protocol: {error}")
         try:
