@@ -24,7 +24,7 @@ from relay.core.event import Burst, Format
 from relay.core.grants import Grants
 from relay.core.history import History, Key
 from relay.core.index import Index, Topic, topics_of
-from relay.core.outbox import Outbox, Verdict
+from relay.core.outbox import OVERFLOW, PASSED, Outbox, Verdict
 from relay.core.rights import FORBIDDEN, Proof, may_watch, refuse_forbidden, told_of_removed
 from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand
 from relay.core.stats import Stats
@@ -226,7 +226,7 @@ class Session:
     def refill(self) -> Verdict:
         """Put more of what is owed into the outbox, as much as passes through at once."""
         if self._backfill is None:
-            return Verdict.PASSED
+            return PASSED
         verdict = self._backfill.refill(self._hub.high_water_bytes)
         if not self._backfill:
             self._backfill = None
@@ -463,7 +463,7 @@ class Session:
         return verdict
 
     def _check(self, verdict: Verdict) -> None:
-        if verdict is Verdict.OVERFLOW:
+        if verdict is OVERFLOW:
             raise SessionError(CloseReason.SLOW_CONSUMER)
 
     def _wake(self) -> None:
