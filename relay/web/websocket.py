@@ -107,6 +107,15 @@ class WebSocket(asyncio.Protocol):
         """Hand to the transport what it takes; what is owed from history follows."""
         if self.reason is not None:
             return
+        session = self.session
+        outbox = session.outbox
+        # Nearly always what passes through is all there is.
+        if not outbox.congested:
+            data = outbox.take_flow()
+            if data is not None:
+                self._write(data)
+            if session.backfill is None and outbox.held is None:
+                return
         room_bytes = self._gateway.hub.high_water_bytes
         if pour(self.session, self._write, room_bytes) is OVERFLOW:
             self.close(CloseReason.SLOW_CONSUMER)
