@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format autobahn chaos clean
+.PHONY: help demo test check format autobahn chaos bench bench-check bench-peers clean
 
 # Tried in this order; PYTHON=/path/to/python chooses one.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -20,10 +20,13 @@ help:
 	@echo "make format    put the formatting right, and what lint can mend by itself"
 	@echo "make autobahn  judge the WebSocket framing with Autobahn (needs Python 2.7)"
 	@echo "make chaos     break everything at random for three minutes, and see that nothing is lost"
+	@echo "make bench     what the relay costs beside other servers (20 minutes; ARGS=--quick 4)"
+	@echo "make bench-peers  install those other servers, as far as PyPI, npm and Go have them"
+	@echo "make bench-check  see that the hot path takes no more steps than it did"
 	@echo "make clean     remove .venv, caches and build results"
 	@echo
 	@echo "PYTHON=/path/to/python chooses the interpreter (>= 3.11) that .venv is made with;"
-	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest or to the chaos run."
+	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest, to the chaos run or to the bench."
 
 demo: .venv/.installed-demo
 	@exec $(BIN)/relay demo $(ARGS)
@@ -46,6 +49,15 @@ autobahn: .venv/.installed-test
 
 chaos: .venv/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+bench: .venv/.installed-test
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-check: .venv/.installed-test
+	$(BIN)/python -m tests.bench.guard $(ARGS)
+
+bench-peers: .venv/.installed-test
+	@tests/bench/peers/install.sh $(BIN)/python
 
 # A name on the PATH proves nothing: version managers leave shims that only print an error, and
 # Debian's python3 has no ensurepip until python3-venv is there. So each candidate is asked.

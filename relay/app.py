@@ -328,6 +328,7 @@ class Relay:
 
     def _on_batch(self, messages: list[list[bytes]]) -> None:
         received_at = time.perf_counter()  # uvloop's clock stands still within a turn
+        self._flusher.gather()
         routed = self._router.receive(messages, self._loop.time(), _now_ms())
         if routed.count:
             self._unfinished.append((received_at, routed))

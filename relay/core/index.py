@@ -97,10 +97,12 @@ class Index(Generic[S]):
     def audience(self, queue: str | None, job_id: str, *, by_name: bool = False) -> Collection[S]:
         """Everybody who watches this job, each once; `by_name`: not those who watch its queue. Not to be
         changed, nor kept across a change."""
-        sets = self._sets(None if by_name else queue, job_id)
-        found = [subscribers for subscribers in sets if subscribers]
-        if by_name and (named := self._queue_jobs.get((queue, job_id))):
-            found.append(named)
+        named = self._jobs.get(job_id, ())
+        if queue is None:
+            return named
+        of_queue = () if by_name else self._queues.get(queue, ())
+        within = self._queue_jobs.get((queue, job_id), ())
+        found = [subscribers for subscribers in (named, of_queue, within) if subscribers]
         if len(found) == 1:
             return found[0]
         return set().union(*found) if found else ()
@@ -132,12 +134,6 @@ class Index(Generic[S]):
         """The queues that most subscribers watch, with how many those are; most first."""
         watched = ((queue, len(watchers)) for queue, watchers in self._queues.items())
         return nlargest(limit, watched, key=itemgetter(1))
-
-    def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
-        yield self._jobs.get(job_id)
-        if queue is not None:
-            yield self._queues.get(queue)
-            yield self._queue_jobs.get((queue, job_id))
 
     def _remove_forward(self, subscriber: S, topic: Topic) -> None:
         queue, job_id = topic

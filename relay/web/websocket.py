@@ -20,7 +20,7 @@ from relay.core.framing import (
     control_frame,
 )
 from relay.core.grants import Grants
-from relay.core.outbox import Verdict
+from relay.core.outbox import OVERFLOW
 from relay.core.rights import Proof
 from relay.core.session import Lookup, Session
 from relay.core.wire import WEBSOCKET
@@ -107,8 +107,17 @@ class WebSocket(asyncio.Protocol):
         """Hand to the transport what it takes; what is owed from history follows."""
         if self.reason is not None:
             return
+        session = self.session
+        outbox = session.outbox
+        # Nearly always what passes through is all there is.
+        if not outbox.congested:
+            data = outbox.take_flow()
+            if data is not None:
+                self._write(data)
+            if session.backfill is None and outbox.held is None:
+                return
         room_bytes = self._gateway.hub.high_water_bytes
-        if pour(self.session, self._write, room_bytes) is Verdict.OVERFLOW:
+        if pour(self.session, self._write, room_bytes) is OVERFLOW:
             self.close(CloseReason.SLOW_CONSUMER)
 
     def ping(self) -> None:
@@ -142,6 +151,7 @@ class WebSocket(asyncio.Protocol):
 
     def _read(self, messages: deque[Message]) -> None:
         """Obey messages until they are used up, or one has to wait."""
+        self._gateway.flusher.gather()
         while messages:
             try:
                 pending = self._obey(messages.popleft())
@@ -175,10 +185,7 @@ class WebSocket(asyncio.Protocol):
         elif message.opcode is Opcode.BINARY:
             raise SessionError(CloseReason.BINARY_FRAME)
         elif message.opcode is Opcode.PING:
-            if (
-                self.session.outbox.reply(control_frame(Opcode.PONG, message.data))
-                is Verdict.OVERFLOW
-            ):
+            if self.session.outbox.reply(control_frame(Opcode.PONG, message.data)) is OVERFLOW:
                 raise SessionError(CloseReason.SLOW_CONSUMER)
             self.flush()
         return None
