@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format autobahn chaos fuzz audit lock clean
+.PHONY: help demo test check format autobahn chaos fuzz bench bench-check bench-peers audit lock clean
 
 # Tried in this order; PYTHON=/path/to/python chooses one.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -21,12 +21,15 @@ help:
 	@echo "make autobahn  judge the WebSocket framing with Autobahn (needs Python 2.7)"
 	@echo "make chaos     break everything at random for three minutes, and see that nothing is lost"
 	@echo "make fuzz      send the relay a million odd inputs, and see that it stands them"
+	@echo "make bench     what the relay costs beside other servers (20 minutes; ARGS=--quick 4)"
+	@echo "make bench-peers  install those other servers, as far as PyPI, npm and Go have them"
+	@echo "make bench-check  see that the hot path takes no more steps than it did"
 	@echo "make audit     ask PyPI for known vulnerabilities of what CI installs"
 	@echo "make lock      take the newest version of everything that CI installs, and write it down"
 	@echo "make clean     remove .venv, caches and build results"
 	@echo
 	@echo "PYTHON=/path/to/python chooses the interpreter (>= 3.11) that .venv is made with;"
-	@echo "ARGS=\"--port 4000\" is handed to relay demo, to pytest, to the chaos run or to the fuzzer."
+	@echo "ARGS=\"--port 4000\" is handed to whatever the target runs: relay demo, pytest, the chaos run, …"
 
 demo: .venv/.installed-demo
 	@exec $(BIN)/relay demo $(ARGS)
@@ -49,6 +52,15 @@ autobahn: .venv/.installed-test
 
 chaos: .venv/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+bench: .venv/.installed-test
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-check: .venv/.installed-test
+	$(BIN)/python -m tests.bench.guard $(ARGS)
+
+bench-peers: .venv/.installed-test
+	@tests/bench/peers/install.sh $(BIN)/python
 
 fuzz: .venv/.installed-test
 	$(BIN)/python -m tests.fuzz $(ARGS)

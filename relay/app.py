@@ -41,6 +41,7 @@ from relay.upstream.subscription import Subscription
 from relay.web import listener
 from relay.web.admin import Admin, Readiness
 from relay.web.credentials import Carriers
+from relay.web.dashboard import Dashboard
 from relay.web.flusher import Flusher
 from relay.web.front import Door, Front
 from relay.web.gatekeeper import Gatekeeper, Rules
@@ -49,6 +50,7 @@ from relay.web.http_protocol import HttpProtocol
 from relay.web.jobs import Jobs
 from relay.web.operators import Operators
 from relay.web.origin import OriginPolicy
+from relay.web.overview import Bounds, Overview
 from relay.web.routes import PUBLIC_PROBES, admin_app, public_app
 from relay.web.sse import EventStreams
 from relay.web.takeover import Takeover
@@ -256,6 +258,7 @@ class Relay:
             tasks.create_task(self._queue_lookups.run())
             tasks.create_task(self._catch_up.run())
             tasks.create_task(self._gateway.beat())
+            tasks.create_task(self._dashboard.run())
             if self._config.auth.mode != "none":
                 tasks.create_task(self._gateway.expire())
             if self._authenticator is not None:
@@ -325,6 +328,7 @@ class Relay:
 
     def _on_batch(self, messages: list[list[bytes]]) -> None:
         received_at = time.perf_counter()  # uvloop's clock stands still within a turn
+        self._flusher.gather()
         routed = self._router.receive(messages, self._loop.time(), _now_ms())
         if routed.count:
             self._unfinished.append((received_at, routed))
@@ -436,8 +440,9 @@ class Relay:
             probes=PUBLIC_PROBES if config.admin.public_health else (),
         )
         reception = Reception(self._gateway, self._gatekeeper, lambda: self._door.policy)
+        jobs = Jobs(self._gateway, reception)
         public = public_app(
-            Jobs(self._gateway, reception),
+            jobs,
             EventStreams(self._gateway, reception),
             path=config.server.path,
             upgrade=Takeover(
@@ -453,11 +458,17 @@ class Relay:
             extra=routes,
         )
         self._public = _runner(public)
+        history = config.history
+        bounds = Bounds(
+            backend=history.backend, max_jobs=history.max_jobs, max_bytes=history.max_bytes
+        )
+        self._dashboard = Dashboard(Overview(self._gateway, bounds), jobs)
         operators = Operators(self._gateway, self._revocations, _now_ms)
         self._admin = _runner(
             admin_app(
                 admin,
                 operators,
+                self._dashboard,
                 config.admin.allowed_hosts,
                 token=config.admin.token.get_secret_value(),
                 loopback=is_loopback(config.admin.host),

@@ -15,12 +15,15 @@ from relay.core.stats import Stats
 from relay.metrics import RelayCollector
 from relay.settings import Config, Section
 from relay.web.admin import Admin, Readiness
+from relay.web.dashboard import Dashboard
 from relay.web.operators import Operators
 from relay.web.routes import admin_app
 from tests import fakes
 
 if TYPE_CHECKING:
     from relay.web.gateway import Gateway
+    from relay.web.jobs import Jobs
+    from relay.web.overview import Overview
 
 ROOT = Path(__file__).parent.parent
 CONFIG_TOML = (ROOT / "config.toml").read_text()
@@ -116,7 +119,8 @@ async def served_paths() -> set[str]:
     """What the admin listener serves."""
     admin = Admin(lambda: Readiness(redis_up=True, draining=False), lambda _: (b"", ""))
     operators = Operators(cast("Gateway", None), Revocations(), lambda: 0)
-    app = admin_app(admin, operators, (), token="", loopback=True)
+    dashboard = Dashboard(cast("Overview", None), cast("Jobs", None))
+    app = admin_app(admin, operators, dashboard, (), token="", loopback=True)
     return {resource.canonical for resource in app.router.resources()}
 
 
@@ -134,7 +138,9 @@ async def test_probes_in_shipped_files_are_paths_that_are_served(path: Path) -> 
 
 async def test_what_the_admin_listener_serves_is_documented() -> None:
     documented = set(
-        re.findall(r"`(?:GET |POST )?(/(?:[a-z]+z|metrics|admin/[a-z]+))`", OPERATIONS)
+        re.findall(
+            r"`(?:GET |POST )?(/(?:[a-z]+z|metrics|admin/[a-z]+|dashboard/{name})?)`", OPERATIONS
+        )
     )
 
     assert documented == await served_paths()

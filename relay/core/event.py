@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from relay.core import payload
 from relay.core.errors import AmendedReason
 
 PROGRESS: Final = "job-progress"
@@ -180,16 +179,6 @@ class JobEvent:
         """The name as a metric label: publishers may invent names, labels must stay few."""
         return self.name if self.name in KNOWN_EVENTS else "other"
 
-    @property
-    def message(self) -> bytes:
-        """The envelope of the client protocol: `{"event":…,"data":…,"id":…}`."""
-        # The name is of a safe alphabet (see `event_name`); an id may hold anything.
-        return b'{"event":"%b","data":%b,"id":%b}' % (
-            self.name.encode(),
-            self.data,
-            payload.encode(self.id),
-        )
-
 
 class Format(Protocol):
     """How what a session says becomes bytes; one object a transport, shared by all its sessions.
@@ -209,36 +198,49 @@ class Format(Protocol):
 class Burst:
     """One job's events of one batch, in order; their bytes are made once a format, for all who watch."""
 
-    __slots__ = ("_frames", "_joined", "events", "job_id", "queue")
+    __slots__ = ("_encoded", "_format", "_frames", "_joined", "events", "job_id", "queue")
 
     def __init__(self, queue: str | None, job_id: str, events: Sequence[JobEvent]) -> None:
         self.queue = queue
         self.job_id = job_id
         self.events = events
-        self._frames: dict[Format, list[bytes]] = {}
-        self._joined: dict[Format, bytes] = {}
+        self._encoded: dict[Format, tuple[list[bytes], bytes]] = {}
+        # Those of the format last asked for: most bursts are never asked for another.
+        self._format: Format | None = None
+        self._frames: list[bytes] = []
+        self._joined = b""
 
     def frames(self, format: Format) -> list[bytes]:
         """The bytes of each event."""
-        frames = self._frames.get(format)
-        if frames is None:
-            frames = self._frames[format] = [format.event(event) for event in self.events]
-        return frames
+        if format is not self._format:
+            self._turn_to(format)
+        return self._frames
 
     def joined(self, format: Format) -> bytes:
         """All frames as one piece."""
-        joined = self._joined.get(format)
-        if joined is None:
-            frames = self.frames(format)
-            joined = self._joined[format] = frames[0] if len(frames) == 1 else b"".join(frames)
-        return joined
+        if format is not self._format:
+            self._turn_to(format)
+        return self._joined
+
+    def _turn_to(self, format: Format) -> None:
+        encoded = self._encoded.get(format)
+        if encoded is None:
+            frames = [format.event(event) for event in self.events]
+            joined = frames[0] if len(frames) == 1 else b"".join(frames)
+            encoded = self._encoded[format] = (frames, joined)
+        self._format = format
+        self._frames, self._joined = encoded
 
 
 def text_frame(message: bytes) -> bytes:
     """`message` as one unmasked, final text frame (RFC 6455 §5.2)."""
-    length = len(message)
+    return text_frame_head(len(message)) + message
+
+
+def text_frame_head(length: int) -> bytes:
+    """What stands before a message of `length` bytes in such a frame."""
     if length < 126:
-        return b"\x81%c%b" % (length, message)
+        return b"\x81%c" % length
     if length < 65536:
-        return b"\x81\x7e%b%b" % (length.to_bytes(2, "big"), message)
-    return b"\x81\x7f%b%b" % (length.to_bytes(8, "big"), message)
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    return b"\x81\x7f" + length.to_bytes(8, "big")

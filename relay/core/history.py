@@ -122,7 +122,10 @@ class History:
 
         Returns None where it is not to be told, which `on_refused` has then heard.
         """
-        self._settle(draft.job_id, draft.queue)
+        for known in self._by_job.get(draft.job_id, ()):
+            if known.raw_count:
+                self._settle(draft.job_id, draft.queue)
+                break
         record = self._touch((draft.queue, draft.job_id), now)
         if record.known_seq <= self.stale_seq:
             record.cut()  # what lies between was skipped, or missed, and nobody has read it

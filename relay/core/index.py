@@ -5,6 +5,9 @@ subscriber without topics are in none of them. Generic over the subscriber: any 
 """
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from heapq import nlargest
+from itertools import chain
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -94,10 +97,12 @@ class Index(Generic[S]):
     def audience(self, queue: str | None, job_id: str, *, by_name: bool = False) -> Collection[S]:
         """Everybody who watches this job, each once; `by_name`: not those who watch its queue. Not to be
         changed, nor kept across a change."""
-        sets = self._sets(None if by_name else queue, job_id)
-        found = [subscribers for subscribers in sets if subscribers]
-        if by_name and (named := self._queue_jobs.get((queue, job_id))):
-            found.append(named)
+        named = self._jobs.get(job_id, ())
+        if queue is None:
+            return named
+        of_queue = () if by_name else self._queues.get(queue, ())
+        within = self._queue_jobs.get((queue, job_id), ())
+        found = [subscribers for subscribers in (named, of_queue, within) if subscribers]
         if len(found) == 1:
             return found[0]
         return set().union(*found) if found else ()
@@ -114,11 +119,21 @@ class Index(Generic[S]):
         """Whether anybody watches the queue."""
         return queue in self._queues
 
-    def _sets(self, queue: str | None, job_id: str) -> Iterable[set[S] | None]:
-        yield self._jobs.get(job_id)
-        if queue is not None:
-            yield self._queues.get(queue)
-            yield self._queue_jobs.get((queue, job_id))
+    def busiest_jobs(self, limit: int) -> list[tuple[Topic, int]]:
+        """The jobs that most subscribers watch by name, with how many those are; most first.
+
+        Looks at every one that is watched, some 0.2 µs each: not for the hot path.
+        """
+        named: Iterable[tuple[Topic, int]] = (
+            ((None, job_id), len(watchers)) for job_id, watchers in self._jobs.items()
+        )
+        within = ((topic, len(watchers)) for topic, watchers in self._queue_jobs.items())
+        return nlargest(limit, chain(named, within), key=itemgetter(1))
+
+    def busiest_queues(self, limit: int) -> list[tuple[str, int]]:
+        """The queues that most subscribers watch, with how many those are; most first."""
+        watched = ((queue, len(watchers)) for queue, watchers in self._queues.items())
+        return nlargest(limit, watched, key=itemgetter(1))
 
     def _remove_forward(self, subscriber: S, topic: Topic) -> None:
         queue, job_id = topic

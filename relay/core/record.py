@@ -96,18 +96,19 @@ class Record:
 
     def admit(self, draft: Draft, seq: int, at_ms: int, epoch: str) -> JobEvent | Refusal:
         """Make `draft` the job's newest event, or say why it is not told."""
-        refusal = self._judge(draft)
-        if refusal is not None:
-            return refusal
-        ends = draft.name in TERMINAL
-        if self._first_ms is None or (self._end is not None and draft.runs):
+        name, given = draft.name, draft.fields
+        # Nothing speaks against a progress of a running job without an id of its own, and most are such.
+        if draft.id is not None or self._end is not None or name != PROGRESS:
+            refusal = self._judge(draft)
+            if refusal is not None:
+                return refusal
+        ends = name in TERMINAL
+        seen_before = self._first_ms is not None and (self._end is None or not draft.runs)
+        if not seen_before:
             self._first_ms = at_ms
-            seen_before = False
-        else:
-            seen_before = True
         fields = self._fill_in(draft, at_ms, seen_before=seen_before)
         event = JobEvent(
-            draft.name, draft.job_id, draft.queue, draft.id or f"{epoch}-{seq}", seq, at_ms,
+            name, draft.job_id, draft.queue, draft.id or f"{epoch}-{seq}", seq, at_ms,
             _encode(fields),
         )  # fmt: skip
         self._told_end = ends
@@ -115,7 +116,7 @@ class Record:
             self._end = event
         elif draft.runs:
             self._end = None
-        if draft.fields.get("status") == "retrying" and self._ids is not None:
+        if self._ids is not None and given.get("status") == "retrying":
             self._ids = {known for known in self._ids if not known.startswith(_CONTENT_ID)}
         if draft.id is not None:
             self._ids = self._ids or set()
@@ -221,10 +222,8 @@ class Record:
             fields["error"] = given.get("error")
         if draft.queue is not None:
             fields["queueName"] = draft.queue
-        for name, value in given.items():
-            if name not in fields:
-                fields[name] = value
-        return fields
+        # What stands in `fields` comes first, and is not overridden by what was given.
+        return {**fields, **given, **fields}
 
 
 def _encode(fields: dict[str, Any]) -> bytes:

@@ -6,14 +6,14 @@ one message disturbs another.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from relay.core.errors import DecodeError, InvalidReason
 from relay.core.event import TERMINAL, Burst, Draft, Identity, JobEvent, Source
 from relay.core.history import History, Key
 from relay.core.index import Index
-from relay.core.outbox import Verdict
+from relay.core.outbox import OVERFLOW, PASSED
 from relay.core.record import Refusal
 from relay.core.session import Session
 from relay.core.stats import Stats
@@ -45,8 +45,8 @@ class Found(NamedTuple):
 class Routed:
     """What a batch came to: how many watched events, and when their publishers said they sent them."""
 
-    count: int = 0
-    ts_ms: list[float] = field(default_factory=list)
+    count: int
+    ts_ms: list[float]
 
 
 class Router:
@@ -93,7 +93,7 @@ class Router:
         unwatched = 0
         stats.received += len(messages)
         bursts: dict[Key, list[JobEvent]] = {}
-        routed = Routed()
+        routed = Routed(0, [])
         for _, pattern, channel, message in messages:
             self.seq += 1
             identity = remembered[pattern].get(channel) or self._identify(pattern, channel)
@@ -121,7 +121,9 @@ class Router:
                 told = Identity(identity.source, channel, draft.job_id, draft.queue, draft.name)
                 history.keep(told, message, self.seq, now, now_ms)
                 continue
-            watched = watches(draft.queue, draft.job_id)
+            # Where the payload tells nothing more than the channel, the question was answered above.
+            is_answered = job_id is not None and draft.queue == identity.queue
+            watched = is_answered or watches(draft.queue, draft.job_id)
             if not watched:
                 unwatched += 1
                 if keep is None:
@@ -135,7 +137,11 @@ class Router:
                 self.on_routed(event, draft.fields.get("progress"))
             if draft.ts_ms is not None:
                 routed.ts_ms.append(draft.ts_ms)
-            bursts.setdefault((draft.queue, draft.job_id), []).append(event)
+            key = (draft.queue, draft.job_id)
+            if key in bursts:
+                bursts[key].append(event)
+            else:
+                bursts[key] = [event]
         stats.unwatched += unwatched
         if bursts:
             self._deliver(bursts)
@@ -241,9 +247,9 @@ class Router:
             passed = 0
             for session in audience:
                 verdict = session.offer(burst)
-                if verdict is Verdict.PASSED:
+                if verdict is PASSED:
                     passed += 1
-                elif verdict is Verdict.OVERFLOW:
+                elif verdict is OVERFLOW:
                     overflowed.append(session)
             if passed:
                 for event in events:

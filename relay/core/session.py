@@ -24,7 +24,7 @@ from relay.core.event import Burst, Format
 from relay.core.grants import Grants
 from relay.core.history import History, Key
 from relay.core.index import Index, Topic, topics_of
-from relay.core.outbox import Outbox, Verdict
+from relay.core.outbox import OVERFLOW, PASSED, Outbox, Verdict
 from relay.core.rights import FORBIDDEN, Proof, may_watch, refuse_forbidden, told_of_removed
 from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand
 from relay.core.stats import Stats
@@ -91,8 +91,8 @@ class Session:
     """
 
     __slots__ = (
-        "_backfill", "_errors", "_hub", "_pending", "_pending_queue", "_proof", "_snapshot_queues", "_tokens",
-        "_tokens_at", "connection_id", "grants", "link", "outbox", "woken",
+        "_errors", "_hub", "_pending", "_pending_queue", "_proof", "_snapshot_queues", "_tokens",
+        "_tokens_at", "backfill", "connection_id", "grants", "link", "outbox", "woken",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +109,7 @@ class Session:
         self.outbox = Outbox(hub.max_outbox_bytes, hub.stats, format)
         self.woken = False
         self._hub = hub
-        self._backfill: Backfill | None = None
+        self.backfill: Backfill | None = None
         self._proof: Proof | None = None  # a token that is being verified
         self._pending: Subscribing | None = None  # a subscribe to jobs that waits for Redis
         self._pending_queue: tuple[QueueCommand, bool] | None = (
@@ -222,8 +222,8 @@ class Session:
         """Be told of a job's new events. Verdict OVERFLOW: close as a slow consumer."""
         if self._pending_queue is not None and self._waits_for(burst):
             return Verdict.HELD
-        if self._backfill is not None:
-            absorbed = self._backfill.absorb(burst)
+        if self.backfill is not None:
+            absorbed = self.backfill.absorb(burst)
             if absorbed is not None:
                 self._wake()
                 return absorbed
@@ -235,11 +235,11 @@ class Session:
 
     def refill(self) -> Verdict:
         """Put more of what is owed into the outbox, as much as passes through at once."""
-        if self._backfill is None:
-            return Verdict.PASSED
-        verdict = self._backfill.refill(self._hub.high_water_bytes)
-        if not self._backfill:
-            self._backfill = None
+        if self.backfill is None:
+            return PASSED
+        verdict = self.backfill.refill(self._hub.high_water_bytes)
+        if not self.backfill:
+            self.backfill = None
         return verdict
 
     def end(self) -> None:
@@ -249,7 +249,7 @@ class Session:
         subscribing, self._pending = self._pending, None
         if subscribing is not None:
             self._hub.release(subscribing.command.job_ids)
-        self._backfill = self._snapshot_queues = self._pending_queue = self._proof = None
+        self.backfill = self._snapshot_queues = self._pending_queue = self._proof = None
 
     # Commands
 
@@ -366,14 +366,14 @@ class Session:
         if topic[1] is None and self._snapshot_queues is not None:
             self._snapshot_queues.discard(topic[0] or "")
         self._hub.index.remove(self, topic)
-        if self._backfill is None:
+        if self.backfill is None:
             return
-        for key in self._backfill.owed(*topic):
+        for key in self.backfill.owed(*topic):
             if self._still_watches(key):
                 # What another subscription brought lately waits in this debt, too.
-                self._check(self._backfill.pay(key[1]))
+                self._check(self.backfill.pay(key[1]))
             else:
-                self._backfill.cancel(key)
+                self.backfill.cancel(key)
 
     def _still_watches(self, key: Key) -> bool:
         """Whether a subscription may match events of this job."""
@@ -424,8 +424,8 @@ class Session:
             if topic[1] is None and self._snapshot_queues is not None:
                 self._snapshot_queues.discard(topic[0] or "")
             self._hub.index.remove(self, topic)
-        if removed and self._backfill is not None:
-            self._backfill.restrict(self._hub.index.topics(self))
+        if removed and self.backfill is not None:
+            self.backfill.restrict(self._hub.index.topics(self))
         # Also what another command has unsubscribed from may still wait there.
         self.outbox.restrict(grants.may_watch_job)
         return removed
@@ -455,10 +455,10 @@ class Session:
     def _owe(
         self, key: Key, position: int, *, snapshot: bool, sent_after: float = math.inf
     ) -> None:
-        if self._backfill is None:
+        if self.backfill is None:
             hub = self._hub
-            self._backfill = Backfill(hub.history, self.outbox, hub.stats)
-        verdict = self._backfill.owe(key, position, snapshot=snapshot, sent_after=sent_after)
+            self.backfill = Backfill(hub.history, self.outbox, hub.stats)
+        verdict = self.backfill.owe(key, position, snapshot=snapshot, sent_after=sent_after)
         self._check(verdict)
         self._wake()
 
@@ -473,7 +473,7 @@ class Session:
         return verdict
 
     def _check(self, verdict: Verdict) -> None:
-        if verdict is Verdict.OVERFLOW:
+        if verdict is OVERFLOW:
             raise SessionError(CloseReason.SLOW_CONSUMER)
 
     def _wake(self) -> None:

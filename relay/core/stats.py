@@ -33,6 +33,23 @@ class Histogram:
         self.sum += seconds * times
 
 
+def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
+    """The duration that `share` of those counted stay within, as Prometheus' `histogram_quantile` reckons it.
+
+    Spread evenly within its bucket; above the last bound it is that bound. None where nothing was counted.
+    """
+    rank = share * sum(counts)
+    if not rank:
+        return None
+    lower = 0.0
+    for upper, count in zip(bounds, counts, strict=False):
+        if rank <= count:
+            return lower + (upper - lower) * rank / count
+        rank -= count
+        lower = upper
+    return lower
+
+
 class Stats:
     """What happened since the start. Gauges are kept in step by those who own the thing counted."""
 

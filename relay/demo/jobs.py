@@ -1,6 +1,8 @@
-"""What the demo's API and its worker agree on: where jobs wait, and what is published of them.
+"""What the demo's API and its worker agree on: where jobs wait, how they stand, and what is published of them.
 
-The payloads are the contract's flat form, on the default channel `jobs:{queueName}:{jobId}`.
+The payloads are the flat form of docs/protocol.md, on the default channel `jobs:{queueName}:{jobId}`. The
+newest of each job is also kept under `state_key`, in one transaction with its publication: what an
+application has in its database, for whoever cannot listen.
 """
 
 import secrets
@@ -15,6 +17,8 @@ QUEUE_NAME = "similarity-operations"
 # killed worker was at is known to the next one.
 WAITING_LIST = "demo:similarity:waiting"
 RUNNING_LIST = "demo:similarity:running"
+# How long a job's state and a wish to cancel it are kept.
+KEEP_SECONDS = 3600
 
 _ALPHABET = string.ascii_uppercase + string.digits
 
@@ -27,6 +31,16 @@ def new_job_id() -> str:
 def channel(job_id: str) -> str:
     """The Redis channel on which this job's events are published."""
     return f"jobs:{QUEUE_NAME}:{job_id}"
+
+
+def state_key(job_id: str) -> str:
+    """The Redis key of the newest payload that was published of this job."""
+    return f"demo:similarity:state:{job_id}"
+
+
+def cancel_key(job_id: str) -> str:
+    """The Redis key that is there once somebody wants this job cancelled."""
+    return f"demo:similarity:cancel:{job_id}"
 
 
 def payload(event: str, job_id: str, **fields: Any) -> bytes:

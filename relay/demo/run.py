@@ -23,6 +23,8 @@ from relay import config, logs
 from relay.app import Addresses
 from relay.demo import api, jobs
 from relay.demo.embedded import EmbeddedRedis
+from relay.demo.line import Line
+from relay.demo.outages import Outages
 from relay.demo.similarity import Request, example_wallets
 from relay.demo.tether import tethered
 from relay.service import serve
@@ -45,6 +47,9 @@ host = "127.0.0.1"
 port = {admin_port}
 [redis]
 url = "{redis_url}"
+# What the Lab's buttons break should be seen at once, and mended as soon.
+health_check_seconds = 3
+backoff_max_seconds = 1
 [log]
 level = "warning"
 format = "console"
@@ -82,7 +87,7 @@ async def run(*, port: int, admin_port: int, ready_file: str | None) -> None:
         loop.add_signal_handler(number, interrupt)
     try:
         with EmbeddedRedis() as server:
-            await _run(server.url, port, admin_port, ready_file, console)
+            await _run(server, port, admin_port, ready_file, console)
     except asyncio.CancelledError:
         if not interrupted.is_set():
             raise
@@ -93,8 +98,9 @@ async def run(*, port: int, admin_port: int, ready_file: str | None) -> None:
 
 
 async def _run(
-    redis_url: str, port: int, admin_port: int, ready_file: str | None, console: Console
+    server: EmbeddedRedis, port: int, admin_port: int, ready_file: str | None, console: Console
 ) -> None:
+    redis_url = server.url
     settings = config.parse(
         _SETTINGS.format(port=port, admin_port=admin_port, redis_url=redis_url),
         {},
@@ -104,16 +110,23 @@ async def _run(
     ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
     async with (
         contextlib.aclosing(api.connect(redis_url)) as connection,
+        Line() as line,
         asyncio.TaskGroup() as tasks,
     ):
         beside = [
             tasks.create_task(_keep_worker(redis_url, console)),
             tasks.create_task(_present(ready, redis_url, connection, ready_file, console)),
         ]
+        outages = Outages(server, line)
+
+        def on_ready(addresses: Addresses) -> None:
+            line.target = addresses.public
+            ready.set_result(addresses)
+
         await serve(
             settings,
-            routes=api.routes(connection),
-            on_ready=ready.set_result,
+            routes=[*api.routes(connection), *line.routes(), *outages.routes()],
+            on_ready=on_ready,
         )
         for task in beside:
             task.cancel()
@@ -173,7 +186,7 @@ def _welcome(addresses: Addresses, redis_url: str) -> str:
     return f"""\
 The relay is running, with a Redis-compatible server and a worker of its own. Ctrl-C ends it all.
 
-  page     http://{here}/
+  Lab      http://{here}/
   metrics  {addresses.admin}/metrics
   Redis    {redis_url}
 

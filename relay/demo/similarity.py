@@ -1,4 +1,4 @@
-"""Which wallets are alike: each is a vector over a market's tokens, each pair gets its cosine.
+"""Which wallets are alike: each is a vector over a market's tokens, each pair gets its cosine or Jaccard index.
 
 Pure: the clock is an argument, and whatever looks random is drawn from a generator seeded by the
 address, so the same wallets give the same result on every machine. No chain is asked; the balances
@@ -27,8 +27,8 @@ _STYLES = 6
 _PAIRS_PER_STEP = 40
 _TOP_PAIRS = 10
 _ADDRESSES_NAMED = 10
-# Generating a vector takes about as long as ten cosines; the bar should not run at two speeds.
-_COSINES_PER_VECTOR = 10
+# Generating a vector takes about as long as comparing ten pairs; the bar should not run at two speeds.
+_PAIRS_PER_VECTOR = 10
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _ADDRESS = re.compile(rf"[{_BASE58}]{{32,44}}|0x[0-9a-fA-F]{{40}}")
 
@@ -38,6 +38,7 @@ class VectorType(StrEnum):
 
     CAPITAL = "capital"  # the value it holds of each token
     BEHAVIOR = "behavior"  # how often it trades each token
+    BINARY = "binary"  # which tokens it holds at all
 
 
 class RequestError(Exception):
@@ -111,7 +112,8 @@ def parse_request(document: object) -> Request:
         )
     vector_type = fields.pop("vectorType", VectorType.CAPITAL)
     if vector_type not in list(VectorType):
-        raise RequestError('vectorType must be "capital" or "behavior"')
+        names = ", ".join(f'"{each}"' for each in VectorType)
+        raise RequestError(f"vectorType must be one of {names}")
     threshold = fields.pop("failureThreshold", 0.0)
     if not _is_number(threshold) or not 0 <= threshold <= 1:
         raise RequestError("failureThreshold must be a number from 0 to 1")
@@ -153,7 +155,7 @@ def analyse(
     started_at = clock()
     wallets, skipped = _valid_wallets(request)
     pairs_total = math.comb(len(wallets), 2)
-    units_total = pairs_total + _COSINES_PER_VECTOR * len(wallets)
+    units_total = pairs_total + _PAIRS_PER_VECTOR * len(wallets)
 
     def step(stage: str, done: int, total: int, units: int) -> Step:
         if clock() - started_at > request.timeout_minutes * 60:
@@ -166,18 +168,19 @@ def analyse(
 
     vectors: list[array[float]] = []
     for wallet in wallets:
-        vectors.append(_unit_vector(wallet, request.vector_type, tokens))
+        vectors.append(_vector(wallet, request.vector_type, tokens))
         done = len(vectors)
-        yield step("wallets", done, len(wallets), _COSINES_PER_VECTOR * done)
+        yield step("wallets", done, len(wallets), _PAIRS_PER_VECTOR * done)
     vectors_at = clock()
 
+    compare = _jaccard if request.vector_type is VectorType.BINARY else _dot
     matrix: list[list[float]] = []
     pairs_done = 0
-    units_before = _COSINES_PER_VECTOR * len(wallets)
+    units_before = _PAIRS_PER_VECTOR * len(wallets)
     for index, vector in enumerate(vectors):
         row: list[float] = []
         for other in vectors[index + 1 :]:
-            row.append(_dot(vector, other))
+            row.append(compare(vector, other))
             pairs_done += 1
             if pairs_done % _PAIRS_PER_STEP == 0 or pairs_done == pairs_total:
                 yield step("pairs", pairs_done, pairs_total, units_before + pairs_done)
@@ -223,9 +226,11 @@ def _valid_wallets(request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return valid, invalid
 
 
-def _unit_vector(wallet: str, vector_type: VectorType, tokens: int) -> "array[float]":
-    """The wallet's vector, scaled to length one, so that a cosine is a dot product."""
-    random = Random(f"{vector_type}:{wallet}")
+def _vector(wallet: str, vector_type: VectorType, tokens: int) -> "array[float]":
+    """The wallet's vector: ones and zeros, or scaled to length one, so that a cosine is a dot product."""
+    is_binary = vector_type is VectorType.BINARY
+    # Both look at one and the same portfolio: what is held at all, and what it is worth.
+    random = Random(f"{VectorType.CAPITAL if is_binary else vector_type}:{wallet}")
     # Wallets of one style like the same tokens; without that all pairs would be equally unlike.
     style = Random(f"style:{random.randrange(_STYLES)}")
     market = Random("market")
@@ -235,7 +240,15 @@ def _unit_vector(wallet: str, vector_type: VectorType, tokens: int) -> "array[fl
         liked = style.random() < 0.1
         if random.random() < (0.8 if liked else 0.05):
             amount = math.exp(3 * random.random()) * (4 if liked else 1)
-            vector[token] = amount * price if vector_type is VectorType.CAPITAL else int(amount)
+            match vector_type:
+                case VectorType.CAPITAL:
+                    vector[token] = amount * price
+                case VectorType.BEHAVIOR:
+                    vector[token] = int(amount)
+                case VectorType.BINARY:
+                    vector[token] = 1.0
+    if is_binary:
+        return vector
     # A wallet that holds nothing is like no other: its vector stays zero.
     length = math.sqrt(_dot(vector, vector)) or 1.0
     return array("d", (value / length for value in vector))
@@ -244,6 +257,13 @@ def _unit_vector(wallet: str, vector_type: VectorType, tokens: int) -> "array[fl
 def _dot(left: Sequence[float], right: Sequence[float]) -> float:
     # fsum rounds once, at the end: the result does not depend on the Python version, as sum() does.
     return math.fsum(map(mul, left, right))
+
+
+def _jaccard(left: Sequence[float], right: Sequence[float]) -> float:
+    """Of all that one of two wallets holds, the share that both hold."""
+    both = _dot(left, right)
+    either = sum(left) + sum(right) - both
+    return both / either if either else 0.0
 
 
 def _top_pairs(wallets: Sequence[str], matrix: Sequence[Sequence[float]]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A process of its own (`python -m relay.demo.worker --redis URL`), because its work would hold up an
 event loop. Every job it takes ends with `job-completed` or `job-failed`: what it cannot do fails with
-the reason, and a job in whose midst a worker was killed is failed by the next worker. It holds nothing
+the reason, what somebody wants cancelled is cancelled at its next progress, and a job in whose midst a
+worker was killed is failed by the next worker. It holds nothing
 that must be saved, so SIGTERM simply ends it; on Linux so does its parent's death. With Redis gone it
 ends with exit code 1, and its supervisor starts it again. One worker at a time.
 """
@@ -26,8 +27,12 @@ from relay.demo.tether import die_with_parent
 # Some six a second look smooth on a bar; more would only be work.
 _PUBLISH_INTERVAL_SECONDS = 0.15
 _WAIT_SECONDS = 5
-# Above the wait: who has not answered by then does not answer at all.
-_SOCKET_TIMEOUT_SECONDS = 10.0
+# Above the wait, and above what the page may freeze Redis for: who has not answered by then does not answer at all.
+_SOCKET_TIMEOUT_SECONDS = 45.0
+
+
+class _CancelledError(Exception):
+    pass
 
 
 class Worker:
@@ -70,6 +75,8 @@ class Worker:
             self._fail(job_id, error.code, str(error))
         except RequestError as error:
             self._fail(job_id, "bad-request", str(error))
+        except _CancelledError:
+            self._fail(job_id, "cancelled", "cancelled on request", status="cancelled")
         except redis.RedisError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, who waits for the job must hear of it
@@ -106,13 +113,21 @@ class Worker:
                 self._progress(job_id, step.progress, data)
 
     def _progress(self, job_id: str, progress: int, data: dict[str, Any]) -> None:
-        self._publish("job-progress", job_id, progress=progress, status="active", data=data)
+        if self._publish("job-progress", job_id, progress=progress, status="active", data=data):
+            raise _CancelledError
 
-    def _fail(self, job_id: str, code: str, reason: str) -> None:
-        self._publish("job-failed", job_id, status="failed", error=code, failedReason=reason)
+    def _fail(self, job_id: str, code: str, reason: str, status: str = "failed") -> None:
+        self._publish("job-failed", job_id, status=status, error=code, failedReason=reason)
 
-    def _publish(self, event: str, job_id: str, **fields: Any) -> None:
-        self._redis.publish(jobs.channel(job_id), jobs.payload(event, job_id, **fields))
+    def _publish(self, event: str, job_id: str, **fields: Any) -> bool:
+        """Tell an event; whether somebody wants the job cancelled, which costs no trip of its own."""
+        payload = jobs.payload(event, job_id, **fields)
+        with self._redis.pipeline(transaction=True) as transaction:
+            transaction.set(jobs.state_key(job_id), payload, ex=jobs.KEEP_SECONDS)
+            transaction.publish(jobs.channel(job_id), payload)
+            transaction.exists(jobs.cancel_key(job_id))
+            *_, is_cancelled = transaction.execute()
+        return bool(is_cancelled)
 
 
 def _job_id(document: Any) -> str:

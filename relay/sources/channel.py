@@ -31,6 +31,11 @@ _LEADING_EVENT_ID: Final = b'{"eventId":"'
 _JOB_ID: Final = ("jobId", "job_id")
 _QUEUE: Final = ("queueName", "queue_name", "queue")
 _RESULT: Final = ("result", "returnvalue")
+# Other spellings, and what makes a message something else than a progress or needs to be put right.
+_NOT_PLAIN: Final = frozenset(
+    {*_JOB_ID[1:], *_QUEUE[1:], *_RESULT, "type", "error", "failedReason"}
+)
+_ENDED_STATUSES: Final = _COMPLETED_STATUSES | _FAILED_STATUSES
 
 
 class ChannelSource:
@@ -71,23 +76,74 @@ class ChannelSource:
         Raises:
             DecodeError: no JSON object in UTF-8, or no identity in channel and payload.
         """
-        fields = _flatten(payload.parse_object(message))
-        amended: list[AmendedReason] = []
-        job_id = _job_id(identity, fields, amended)
-        queue = _queue(identity, fields, amended)
-        event_id = _leading_event_id(message, fields) or _event_id(fields, amended)
-        name = _name(identity, fields, amended)
-        runs = fields.get("status") in RUNNING_STATUSES if _is_text(fields, "status") else False
-        _put_progress_right(fields)
-        if name == COMPLETED or "returnvalue" in fields:
-            fields["result"] = _take(fields, _RESULT)
-        _put_error_right(fields, failed=name == FAILED)
-        ts = fields.get("ts")
-        return Draft(
-            name, job_id, queue, fields,
-            id=event_id, runs=runs, ts_ms=ts if type(ts) in (int, float) else None,
-            amended=tuple(dict.fromkeys(amended)),  # a message is counted once a reason
-        )  # fmt: skip
+        fields = payload.parse_object(message)
+        if identity.event is None and _NOT_PLAIN.isdisjoint(fields):
+            draft = _plain_progress(identity, message, fields)
+            if draft is not None:
+                return draft
+        return _any_message(identity, message, fields)
+
+
+def _plain_progress(identity: Identity, message: bytes, fields: dict[str, Any]) -> Draft | None:
+    """The draft of a flat progress in which nothing is to be put right; None leaves `fields` as they are.
+
+    Nearly every watched message is one. It comes to what `_any_message` would make of it, for a third
+    of the interpreter's steps.
+    """
+    job_id, queue = identity.job_id, identity.queue
+    if job_id is None or fields.get("jobId") != job_id or fields.get("queueName", queue) != queue:
+        return None
+    progress, status, name = fields.get("progress"), fields.get("status"), fields.get("event")
+    if (
+        (type(progress) is not int and type(progress) is not float)
+        or not 0 <= progress <= 100
+        or (type(status) is not str and status is not None)
+    ):
+        return None
+    names_progress = name == PROGRESS or name == "progress"
+    if not names_progress and (
+        name is not None or (status is not None and status.lower() in _ENDED_STATUSES)
+    ):
+        return None
+    event_id = None
+    if "eventId" in fields:
+        event_id = _leading_event_id(message, fields)
+        if event_id is None:
+            return None
+    if names_progress:
+        del fields["event"]
+    del fields["jobId"]
+    fields.pop("queueName", None)
+    ts = fields.get("ts")
+    return Draft(
+        PROGRESS, job_id, queue, fields,
+        id=event_id, runs=status in RUNNING_STATUSES, ts_ms=ts if type(ts) in (int, float) else None,
+    )  # fmt: skip
+
+
+def _any_message(identity: Identity, message: bytes, fields: dict[str, Any]) -> Draft:
+    """The draft in `fields`, which is what JSON there is in `message`, put right where it can be.
+
+    Raises:
+        DecodeError: neither the channel nor the payload tells the job.
+    """
+    fields = _flatten(fields)
+    amended: list[AmendedReason] = []
+    job_id = _job_id(identity, fields, amended)
+    queue = _queue(identity, fields, amended)
+    event_id = _leading_event_id(message, fields) or _event_id(fields, amended)
+    name = _name(identity, fields, amended)
+    runs = fields.get("status") in RUNNING_STATUSES if _is_text(fields, "status") else False
+    _put_progress_right(fields)
+    if name == COMPLETED or "returnvalue" in fields:
+        fields["result"] = _take(fields, _RESULT)
+    _put_error_right(fields, failed=name == FAILED)
+    ts = fields.get("ts")
+    return Draft(
+        name, job_id, queue, fields,
+        id=event_id, runs=runs, ts_ms=ts if type(ts) in (int, float) else None,
+        amended=tuple(dict.fromkeys(amended)),  # a message is counted once a reason
+    )  # fmt: skip
 
 
 def _flatten(message: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,13 @@ from relay.upstream.link import Leaving
 BACKOFF_BASE_SECONDS: Final = 0.1
 STEADY_SECONDS: Final = 5.0
 MAX_TURN_BYTES: Final = 256 * 1024
+# The event loops read again in the same turn only where a read filled their buffers (of some 256 KiB).
+_SMALL_READ_BYTES: Final = 64 * 1024
 # A stalled loop finds its timers due before it has read the socket: look twice before giving up.
 SECOND_LOOK_SECONDS: Final = 0.1
+# hiredis moves all that it holds to the front for every KiB that it has read: of a large read it is
+# given a little at a time.
+_PIECE_BYTES: Final = 16 * 1024
 _PING: Final = b"*1\r\n$4\r\nPING\r\n"
 # For people who look at CLIENT LIST. Refused to a user that may do no more than it needs to, and then
 # left at that: so it is not redis-py that asks.
@@ -207,21 +212,18 @@ class _Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        if not self._turn_bytes:
-            self._loop.call_soon(self._begin_turn)
-        self._turn_bytes += len(data)
-        if self._turn_bytes >= MAX_TURN_BYTES:
-            self._turn_over = True
-            self._transport.pause_reading()
+        if len(data) > _SMALL_READ_BYTES:
+            self._count(len(data))
         replies = self._replies
         batch: list[list[bytes]] = []
         try:
-            replies.feed(data)
-            while (reply := replies.gets()) is not False:
-                if type(reply) is list and reply[0] == b"pmessage":
-                    batch.append(reply)
-                else:
-                    self._other(reply)
+            for start in range(0, len(data), _PIECE_BYTES):
+                replies.feed(data, start, min(_PIECE_BYTES, len(data) - start))
+                while (reply := replies.gets()) is not False:
+                    if type(reply) is list and reply[0] == b"pmessage":
+                        batch.append(reply)
+                    else:
+                        self._other(reply)
         except hiredis.ProtocolError as error:
             self._lose(f"not the Redis protocol: {error}")
         try:
@@ -261,6 +263,16 @@ class _Reader(asyncio.Protocol):
     def resume(self, *, handed_on: bool) -> None:
         self._handing_on = not handed_on
         self._read_on()
+
+    def _count(self, size: int) -> None:
+        """Stop reading where this turn of the loop brought too much. A small read is not worth the
+        callback: what it costs, most of them cost in all."""
+        if not self._turn_bytes:
+            self._loop.call_soon(self._begin_turn)
+        self._turn_bytes += size
+        if self._turn_bytes >= MAX_TURN_BYTES:
+            self._turn_over = True
+            self._transport.pause_reading()
 
     def _begin_turn(self) -> None:
         self._turn_bytes = 0

@@ -13,7 +13,7 @@ from aiohttp import web
 from relay.core.closing import CloseReason
 from relay.core.document import job_document
 from relay.core.errors import CommandError, ErrorCode
-from relay.core.event import is_name
+from relay.core.event import JobEvent, is_name
 from relay.core.grants import Grants
 from relay.core.session import Lookup, Session
 from relay.core.wire import JobsCommand
@@ -117,15 +117,16 @@ class Jobs:
         job_id, queue = job_id_of(request), queue_of(request)
         if not grants.may_watch_job(job_id, queue):
             self.reception.forbid()
-        await self._refresh([job_id], queue)
-        events = self._history.events(job_id, queue) if self._history.exposed else []
+        events = await self.events_of(job_id, queue)
         if not events:
             return _unknown()
-        told = [
-            {"event": event.name, "id": event.id, "data": orjson.Fragment(event.data)}
-            for event in events
-        ]
-        return json_response(request, {"events": told})
+        return json_response(request, {"events": [told(event) for event in events]})
+
+    async def events_of(self, job_id: str, queue: str | None) -> list[JobEvent]:
+        """Every event that history holds of the job, oldest first, with what Redis knows of it read in; who
+        asks has been judged."""
+        await self._refresh([job_id], queue)
+        return self._history.events(job_id, queue) if self._history.exposed else []
 
     async def _hold(
         self,
@@ -193,6 +194,11 @@ class Jobs:
         done = asyncio.Event()
         self._gateway.look_up(lookup, done.set)
         await done.wait()
+
+
+def told(event: JobEvent) -> dict[str, Any]:
+    """One event as a history tells it."""
+    return {"event": event.name, "id": event.id, "data": orjson.Fragment(event.data)}
 
 
 def _unknown() -> web.Response:

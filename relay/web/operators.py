@@ -40,14 +40,15 @@ class Operators:
         self._clock_ms = clock_ms
 
     async def connections(self, request: web.Request) -> web.StreamResponse:
-        """`GET /admin/connections`: the newest 1,000 sessions; `search=` in id, address or principal."""
-        search = request.query.get("search", "").lower()
+        """`GET /admin/connections`: the newest sessions, at most `limit` (1,000); `search=` in id, address or
+        principal."""
+        search, limit = request.query.get("search", "").lower(), _limit(request)
         found = [
             guest
             for guest in reversed(self._gateway.guests())
             if any(search in text.lower() for text in _texts(guest))
         ]
-        listed = [self._row(guest) for guest in found[:MAX_LISTED]]
+        listed = [self._row(guest) for guest in found[:limit]]
         return plain_json({"total": len(found), "connections": listed})
 
     async def disconnect(self, request: web.Request) -> web.StreamResponse:
@@ -98,6 +99,16 @@ class Operators:
             "pendingBytes": session.outbox.pending_bytes,
             "openedAt": int((time.time() - age_seconds) * 1000),
         }
+
+
+def _limit(request: web.Request) -> int:
+    given = request.query.get("limit", str(MAX_LISTED))
+    # Only ASCII digits: `int` takes more than a number in a URL should be.
+    if not (
+        given.isascii() and given.isdigit() and len(given) <= 4 and 0 < int(given) <= MAX_LISTED
+    ):
+        raise CommandError(ErrorCode.BAD_REQUEST, f"limit is a whole number from 1 to {MAX_LISTED}")
+    return int(given)
 
 
 def _texts(guest: Guest) -> tuple[str, str, str]:

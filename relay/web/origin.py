@@ -11,9 +11,12 @@ proxy. What it cannot do is leave our own port out of `Host`; whoever asks a pro
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+# Names that were taken apart and are kept: all clients name the same few, whoever means no harm.
+_MAX_NAMES: Final = 256
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -63,7 +66,9 @@ class OriginPolicy:
     def judge(self, peer: str, get: GetHeader) -> Refused | None:
         """Why this request is refused, or None."""
         host = get("host") or ""
-        forwarded = get("x-forwarded-host") if self.trusts(peer) else None
+        forwarded = get("x-forwarded-host")
+        if forwarded is not None and not self.trusts(peer):
+            forwarded = None
         if self.loopback and self.check_host and not self.unix:
             name, port = _host(host, "http")
             if (forwarded is None or port == self.port) and not (
@@ -103,6 +108,7 @@ class OriginPolicy:
         return address
 
 
+@lru_cache(maxsize=_MAX_NAMES)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address can only be this machine."""
     name = host.lower().rstrip(".")
@@ -138,6 +144,7 @@ def _origin(text: str) -> tuple[str, str, int | None] | None:
     return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme)
 
 
+@lru_cache(maxsize=_MAX_NAMES)
 def _host(text: str, scheme: str | None) -> tuple[str, int | None]:
     """Name and port of a `Host` header, the port defaulting to the scheme's."""
     try:

@@ -27,6 +27,8 @@ async def harden(_: web.Request, response: web.StreamResponse) -> None:
     headers = response.headers
     headers.pop("Server", None)
     headers.update(SECURITY_HEADERS)
+    if response.status == 304:
+        return  # its headers replace those of the page that the browser holds (RFC 9111 §4.3.4)
     is_page = response.content_type == "text/html"
     headers.setdefault("Content-Security-Policy", _PAGE_POLICY if is_page else _DATA_POLICY)
 

@@ -14,7 +14,9 @@ from aiohttp.typedefs import Handler, Middleware
 
 from relay.core.errors import CommandError, ErrorCode
 from relay.web.admin import Admin
+from relay.web.assets import client_modules, is_public
 from relay.web.credentials import bearer
+from relay.web.dashboard import FILES_ROUTE, Dashboard
 from relay.web.handshake import Refusal, foreign
 from relay.web.jobs import Jobs
 from relay.web.operators import MAX_BODY_BYTES, Operators
@@ -73,6 +75,7 @@ def public_app(
             web.get("/jobs/{jobId}/history", jobs.history),
             web.get("/jobs/{jobId}/events", streams.one, allow_head=False),
             web.get("/events", streams.many, allow_head=False),
+            client_modules(),
             web.get(path, upgrade, allow_head=False),
             web.route("*", "/socket.io/", _socket_io),
             *extra,
@@ -87,6 +90,7 @@ def public_app(
 def admin_app(
     admin: Admin,
     operators: Operators,
+    dashboard: Dashboard,
     allowed_hosts: Sequence[str],
     *,
     token: str,
@@ -94,21 +98,30 @@ def admin_app(
 ) -> web.Application:
     """What operators and Prometheus reach; under an address, `localhost` or one of `allowed_hosts`.
 
-    All but probes and metrics wants `token`; where that is empty, what asks must come from this machine: the
-    listener is `loopback`.
+    All but probes, metrics and the dashboard's code wants `token`; where that is empty, what asks must come from
+    this machine: the listener is `loopback`.
     """
     app = web.Application(
-        middlewares=[errors_as_json, _admin_guard(allowed_hosts), _token_guard(token, loopback)],
+        middlewares=[
+            errors_as_json,
+            _admin_guard(allowed_hosts),
+            _token_guard(token, loopback, dashboard.shell),
+        ],
         client_max_size=MAX_BODY_BYTES,
     )
     app.on_response_prepare.append(harden)
+    app.on_shutdown.append(dashboard.end)
     app.add_routes(
         [
+            web.get("/", dashboard.page),
+            web.get("/dashboard/{name}", dashboard.file, name=FILES_ROUTE),
             web.get("/livez", admin.live),
             web.get("/readyz", admin.ready),
             web.get("/healthz", admin.ready),
             web.get("/metrics", admin.metrics),
             web.get("/admin/connections", operators.connections),
+            web.get("/admin/events", dashboard.events, allow_head=False),
+            web.get("/admin/history", dashboard.history),
             web.post("/admin/disconnect", operators.disconnect),
             web.post("/admin/revoke", operators.revoke),
         ]
@@ -155,7 +168,7 @@ def _guard(
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         count(request)
         refused = policy().judge(request.remote or "", _only(request))
-        if refused is not None:
+        if refused is not None and not is_public(request):
             refusal = foreign(refused)
             on_rejected(refusal, request.remote or "")
             return refusal_response(refusal)
@@ -193,13 +206,19 @@ def _admin_guard(allowed_hosts: Sequence[str]) -> Middleware:
     return guard
 
 
-def _token_guard(token: str, loopback: bool) -> Middleware:
-    """Lets nobody but operators to what is not open to all, whether it exists or not."""
+def _token_guard(
+    token: str, loopback: bool, shell: Callable[[web.Request, int], web.Response]
+) -> Middleware:
+    """Lets nobody but operators to what is not open to all, whether it exists or not.
+
+    A browser that navigates to the dashboard cannot bring the token: the 401 is the page itself (`shell`), which
+    asks for it.
+    """
     expected = token.encode()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _OPEN_TO_ALL:
+        if request.path in _OPEN_TO_ALL or request.match_info.route.name == FILES_ROUTE:
             return await handler(request)
         if expected:
             tokens = [*bearer(request.headers.getall("Authorization", []))]
@@ -211,13 +230,26 @@ def _token_guard(token: str, loopback: bool) -> Middleware:
             is_operator = loopback and _PROXIED.isdisjoint(map(str.lower, request.headers))
             advice = "set admin.token to reach this from elsewhere than this machine"
         if not is_operator:
-            log.warning("request_rejected", remote=request.remote, reason="admin_token")
-            response = error_response(401, ErrorCode.UNAUTHORIZED, advice)
+            if expected and _is_navigation(request):
+                response = shell(request, 401)
+            else:
+                log.warning("request_rejected", remote=request.remote, reason="admin_token")
+                response = error_response(401, ErrorCode.UNAUTHORIZED, advice)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         return await handler(request)
 
     return guard
+
+
+def _is_navigation(request: web.Request) -> bool:
+    """Whether a browser asks for the dashboard's page, and has no token to send."""
+    return (
+        request.method == "GET"
+        and request.path == "/"
+        and "text/html" in request.headers.get("Accept", "")
+        and "Authorization" not in request.headers
+    )
 
 
 def _only(request: web.Request) -> Callable[[str], str | None]:

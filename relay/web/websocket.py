@@ -21,7 +21,7 @@ from relay.core.framing import (
     control_frame,
 )
 from relay.core.grants import Grants
-from relay.core.outbox import Verdict
+from relay.core.outbox import OVERFLOW
 from relay.core.rights import Proof
 from relay.core.session import Lookup, Session
 from relay.core.wire import WEBSOCKET
@@ -123,11 +123,20 @@ class WebSocket(asyncio.Protocol):
         """Hand to the transport what it takes; what is owed from history follows."""
         if self.reason is not None:
             return
-        if self._pongs and not self.session.outbox.congested:
-            pongs, self._pongs = self._pongs, b""
-            self._write(pongs)
+        session = self.session
+        outbox = session.outbox
+        # Nearly always what passes through is all there is.
+        if not outbox.congested:
+            if self._pongs:
+                pongs, self._pongs = self._pongs, b""
+                self._write(pongs)
+            data = outbox.take_flow()
+            if data is not None:
+                self._write(data)
+            if session.backfill is None and outbox.held is None:
+                return
         room_bytes = self._gateway.hub.high_water_bytes
-        if pour(self.session, self._write, room_bytes) is Verdict.OVERFLOW:
+        if pour(self.session, self._write, room_bytes) is OVERFLOW:
             self.close(CloseReason.SLOW_CONSUMER)
 
     def ping(self) -> None:
@@ -191,6 +200,7 @@ class WebSocket(asyncio.Protocol):
 
     def _read(self, messages: deque[Message]) -> None:
         """Obey messages until they are used up, or one has to wait."""
+        self._gateway.flusher.gather()
         while messages:
             try:
                 pending = self._obey(messages.popleft())

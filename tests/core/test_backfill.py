@@ -366,7 +366,7 @@ class OneClient(RuleBasedStateMachine):
 
     @invariant()
     def bytes_add_up(self) -> None:
-        assert self.relay.stats.outbox_bytes == self.client.outbox.pending_bytes
+        assert self.relay.stats.outbox_bytes == self.client.outbox.held_bytes
 
     def teardown(self) -> None:
         """In the end the client knows all that it was to know, and saw it in order."""

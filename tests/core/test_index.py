@@ -1,5 +1,6 @@
 """The index agrees with a naive set of pairs, whatever is added, removed and dropped in which order."""
 
+from collections import Counter
 from typing import TypeAlias
 
 from hypothesis import given, settings
@@ -90,3 +91,18 @@ def test_holds_nothing_when_all_have_left(steps: list[Operation]) -> None:
     assert not index.jobs()
     assert not any(index.watches(queue, job) for job in JOBS for queue in (None, *QUEUES))
     assert all(value == {} for name, value in vars(index).items() if name != "counts")
+
+
+@given(operations)
+@settings(max_examples=60, deadline=None)
+def test_busiest_are_those_with_most_subscribers(steps: list[Operation]) -> None:
+    index, pairs = applied(steps)
+
+    counted = Counter(topic for _, topic in pairs)
+    jobs = {topic: count for topic, count in counted.items() if topic_kind(topic) == "job"}
+    queues = {topic[0]: count for topic, count in counted.items() if topic_kind(topic) == "queue"}
+
+    assert dict(index.busiest_jobs(100)) == jobs
+    assert dict(index.busiest_queues(100)) == queues
+    expected = sorted(jobs.values(), reverse=True)[:2]
+    assert [count for _, count in index.busiest_jobs(2)] == expected

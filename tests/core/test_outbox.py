@@ -65,7 +65,7 @@ def run(script: list[Step], max_bytes: int = 1 << 20) -> Run:
             done.taken += decode(data)
         else:
             outbox.congested = what == "congest"
-        assert stats.outbox_bytes == outbox.pending_bytes >= 0
+        assert stats.outbox_bytes == outbox.held_bytes >= 0
     return done
 
 

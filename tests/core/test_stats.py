@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay.core.stats import SECONDS_BUCKETS, Histogram, Stats
+from relay.core.stats import SECONDS_BUCKETS, Histogram, Stats, quantile
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,24 @@ def test_sum_and_counts_take_many_observations_at_once() -> None:
 def test_default_bounds_rise() -> None:
     assert sorted(set(SECONDS_BUCKETS)) == list(SECONDS_BUCKETS)
     assert Histogram().bounds == SECONDS_BUCKETS
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "seconds"),
+    [
+        ([0, 0, 0], 0.5, None),
+        ([4, 0, 0], 0.5, 0.5),  # half of the first bucket, which begins at 0
+        ([1, 3, 0], 0.25, 1.0),
+        ([1, 3, 0], 0.5, 1 + 1 / 3),
+        ([0, 1, 0], 0.99, 1.99),
+        ([1, 0, 1], 0.5, 1.0),
+        ([1, 0, 1], 0.99, 2.0),  # nothing is known above the last bound
+    ],
+)
+def test_quantile_is_where_that_share_of_what_was_counted_ends(
+    counts: list[int], share: float, seconds: float | None
+) -> None:
+    assert quantile((1.0, 2.0), counts, share) == pytest.approx(seconds)
 
 
 def test_two_instances_share_nothing() -> None:

@@ -39,6 +39,12 @@ def _application(connection: redis.asyncio.Redis) -> web.Application:
     return application
 
 
+async def _submit(client: Client) -> str:
+    response = await client.post(api.SUBMIT_PATH, json={"walletAddresses": WALLETS})
+    job_id: str = (await response.json())["jobId"]
+    return job_id
+
+
 async def test_submitted_analysis_is_told_of_and_waits_for_the_worker(
     client: Client, connection: redis.asyncio.Redis
 ) -> None:
@@ -117,6 +123,64 @@ async def test_redis_away_is_answered_503(
     assert response.status == 503
     assert response.headers["Retry-After"] == "1"
     assert answer["error"]["code"] == "unavailable"
+
+
+async def test_state_of_jobs_can_be_asked_for_until_they_are_unknown(client: Client) -> None:
+    job_id = await _submit(client)
+
+    answer = await (await client.get(api.STATES_PATH, params={"ids": f"{job_id},other"})).json()
+
+    assert set(answer["jobs"]) == {job_id}
+    assert answer["jobs"][job_id]["status"] == "waiting"
+    assert answer["jobs"][job_id]["progress"] == 0
+
+
+@pytest.mark.parametrize("ids", ["", ",", ",".join(["a"] * 101)])
+async def test_state_of_no_job_or_of_too_many_is_refused(client: Client, ids: str) -> None:
+    response = await client.get(api.STATES_PATH, params={"ids": ids})
+
+    assert response.status == 400
+    assert "1 to 100" in (await response.json())["error"]["message"]
+
+
+async def test_job_that_waits_is_cancelled_at_once_and_no_other(
+    client: Client, connection: redis.asyncio.Redis
+) -> None:
+    first, second = await _submit(client), await _submit(client)
+    async with connection.pubsub() as watching:
+        await watching.psubscribe("jobs:*")
+        assert await watching.get_message(timeout=5) is not None
+
+        response = await client.post(api.CANCEL_PATH.format(jobId=first))
+        told = await watching.get_message(timeout=5)
+    again = await client.post(api.CANCEL_PATH.format(jobId=first))
+
+    assert response.status == 202
+    assert told is not None
+    payload = orjson.loads(told["data"])
+    assert (payload["event"], payload["jobId"]) == ("job-failed", first)
+    assert payload["status"] == "cancelled"
+    assert again.status == 409
+    waiting: list[Any] = await connection.lrange(jobs.WAITING_LIST, 0, -1)
+    assert [orjson.loads(document)["jobId"] for document in waiting] == [second]
+
+
+async def test_job_at_work_is_marked_to_be_cancelled(
+    client: Client, connection: redis.asyncio.Redis
+) -> None:
+    job_id = await _submit(client)
+    await connection.lpop(jobs.WAITING_LIST)
+
+    response = await client.post(api.CANCEL_PATH.format(jobId=job_id))
+
+    assert response.status == 202
+    assert await connection.exists(jobs.cancel_key(job_id))
+
+
+async def test_unknown_job_cannot_be_cancelled(client: Client) -> None:
+    response = await client.post(api.CANCEL_PATH.format(jobId="nobody"))
+
+    assert response.status == 404
 
 
 async def test_example_can_be_submitted_as_it_is(client: Client) -> None:

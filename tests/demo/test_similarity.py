@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from relay.demo import similarity
 from relay.demo.similarity import (
     MAX_WALLETS,
     AnalysisError,
@@ -62,6 +63,29 @@ def test_capital_and_behavior_differ() -> None:
     _, behavior = analysis_of(Request(wallets=WALLETS, vector_type=VectorType.BEHAVIOR))
 
     assert capital["matrix"] != behavior["matrix"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "share"),
+    [
+        ([1, 1, 0, 0], [0, 1, 1, 0], 1 / 3),
+        ([1, 0], [0, 1], 0),
+        ([1, 0], [1, 0], 1),
+        ([0, 0], [0, 0], 0),
+    ],
+)
+def test_jaccard_index_is_the_share_of_what_both_hold(
+    left: list[float], right: list[float], share: float
+) -> None:
+    assert similarity._jaccard(left, right) == share
+
+
+def test_binary_is_another_measure_than_the_cosines() -> None:
+    _, capital = analysis_of(Request(wallets=WALLETS))
+    _, binary = analysis_of(Request(wallets=WALLETS, vector_type=VectorType.BINARY))
+
+    assert binary["matrix"] != capital["matrix"]
+    assert binary["vectorType"] == "binary"
 
 
 def test_matrix_is_the_upper_triangle_of_cosines() -> None:

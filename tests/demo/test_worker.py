@@ -138,6 +138,36 @@ def test_job_of_a_killed_worker_is_failed_by_the_next_one(
     assert (last["event"], last["error"]) == ("job-failed", "worker-lost")
 
 
+def test_job_that_is_to_be_cancelled_ends_so_and_the_next_one_runs(
+    shared_redis: EmbeddedRedis, connection: redis.Redis
+) -> None:
+    push(connection, "similarity-long", LONG_ONE.as_json())
+    push(connection, "similarity-next", Request(wallets=WALLETS[:2]).as_json())
+
+    with watch(connection) as next_event, worker(shared_redis.url):
+        assert next_event()["status"] == "active"
+        connection.set(jobs.cancel_key("similarity-long"), b"1")
+        cancelled = until_the_end(next_event)[-1]
+        completed = until_the_end(next_event)[-1]
+
+    assert (cancelled["event"], cancelled["jobId"]) == ("job-failed", "similarity-long")
+    assert (cancelled["status"], cancelled["error"]) == ("cancelled", "cancelled")
+    assert (completed["event"], completed["jobId"]) == ("job-completed", "similarity-next")
+
+
+def test_newest_state_of_a_job_is_kept_for_who_was_not_listening(connection: redis.Redis) -> None:
+    document = orjson.dumps({"jobId": "j", "request": Request(wallets=WALLETS[:2]).as_json()})
+
+    with watch(connection) as next_event:
+        Worker(connection).run_job(document)
+        last = until_the_end(next_event)[-1]
+
+    kept = connection.get(jobs.state_key("j"))
+    assert isinstance(kept, bytes)
+    assert orjson.loads(kept) == last
+    assert connection.ttl(jobs.state_key("j")) == jobs.KEEP_SECONDS
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_working_worker_at_once(
     shared_redis: EmbeddedRedis, connection: redis.Redis, number: signal.Signals

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import Draft, Identity, event_name, is_name
-from relay.core.payload import encode
+from relay.core.payload import encode, parse_object
+from relay.sources import channel as channel_source
 from relay.sources.channel import ChannelSource, percent
 from relay.sources.remembered import MAX_REMEMBERED_CHANNELS
 from relay.sources.template import ChannelTemplate
@@ -636,3 +637,99 @@ def test_an_id_in_front_is_the_events_whatever_the_payload_says_further_on() -> 
 
     assert draft.id == "7-0"
     assert "eventId" not in draft.fields
+
+
+# --- the short way for a plain progress --------------------------------------------------------------
+
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from(
+        ["a", "q", "x", "", "progress", "job-progress", "job-completed", "job-stalled"]
+    ),
+    st.sampled_from(["active", "Completed", "failed", "running", "queued"]),
+    st.integers(-5, 105),
+    st.sampled_from([0.0, -0.0, 55.5, 100.0, 100.5, 1700000000000]),
+    st.just({}),
+    st.just({"jobId": "a", "progress": 3}),
+)
+_FIELDS = st.sampled_from(
+    [
+        "jobId", "job_id", "id", "queueName", "queue_name", "queue", "event", "type", "progress",
+        "status", "data", "error", "failedReason", "result", "returnvalue", "eventId", "ts", "more",
+    ]
+)  # fmt: skip
+_ORDINARY = st.fixed_dictionaries(
+    {"jobId": st.just("a"), "progress": st.sampled_from([0, 45, 99.5, 100])},
+    optional={
+        "event": st.sampled_from(["progress", "job-progress"]),
+        "queueName": st.just("q"),
+        "status": st.sampled_from(["active", "running", "waiting"]),
+        "eventId": st.sampled_from(["1-0", "é"]),
+        "ts": st.just(1700000000000),
+        "data": st.just({"jobId": "b"}),
+    },
+)
+# One thing at a time that is not plain, or looks as if it were not.
+_ODD: list[dict[str, Any]] = [
+        {"type": "job-completed"}, {"type": "csv"}, {"event": "job-stalled"}, {"event": "other"},
+        {"event": None}, {"status": "Completed"}, {"status": "FAILED"}, {"status": 5},
+        {"progress": 103}, {"progress": -1}, {"progress": True}, {"progress": "5"}, {"progress": {}},
+        {"jobId": "b"}, {"jobId": None}, {"job_id": "a"}, {"queueName": "x"}, {"queueName": None},
+        {"queue": "q"}, {"result": None}, {"returnvalue": 1}, {"error": "e"}, {"failedReason": "r"},
+        {"eventId": ""}, {"eventId": 7}, {"ts": "late"}, {"id": "x"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", _ODD)
+@pytest.mark.parametrize("plain", [{}, {"event": "progress"}], ids=["nameless", "named"])
+def test_short_way_with_one_odd_thing_comes_to_what_the_long_way_does(
+    plain: dict[str, Any], odd: dict[str, Any]
+) -> None:
+    identity = identity_of(QUEUED, "jobs:q:a")
+    message = encode({"jobId": "a", "progress": 45, "status": "active", **plain, **odd})
+
+    short = identity.source.parse(identity, message)
+    long = channel_source._any_message(identity, message, parse_object(message))
+
+    assert seen(short) == seen(long)
+
+
+@given(
+    st.sampled_from([(JOB, "jobs:a"), (QUEUED, "jobs:q:a"), ("{event}:{jobId}", "progress:a")]),
+    st.sampled_from(["", "eventId"]),
+    st.one_of(_ORDINARY, st.dictionaries(_FIELDS, _VALUES, max_size=8)),
+    st.one_of(st.just({}), st.sampled_from(_ODD)),
+)
+def test_short_way_for_a_plain_progress_comes_to_what_the_long_way_does(
+    channel: tuple[str, str], first: str, ordinary: dict[str, Any], odd: dict[str, Any]
+) -> None:
+    identity = identity_of(*channel)
+    message = encode({**({first: "7-0"} if first else {}), **ordinary, **odd})
+
+    short = identity.source.parse(identity, message)
+    long = channel_source._any_message(identity, message, parse_object(message))
+
+    assert seen(short) == seen(long)
+
+
+def seen(draft: Draft) -> tuple[object, ...]:
+    """All of a draft, with 0.0 and -0.0, 1 and True told apart; the order of `progress` is no matter."""
+    fields = sorted((name, repr(value)) for name, value in draft.fields.items())
+    others = [name for name in draft.fields if name != "progress"]
+    return (
+        draft.name, draft.job_id, draft.queue, fields, others, draft.id, draft.runs, draft.ts_ms,
+        draft.amended,
+    )  # fmt: skip
+
+
+def test_plain_progress_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(channel_source, "_any_message")
+
+    draft = parse(
+        {"event": "job-progress", "jobId": "a", "queueName": "q", "progress": 45, "data": {}},
+        QUEUED,
+        "jobs:q:a",
+    )
+
+    assert (draft.name, draft.fields) == ("job-progress", {"progress": 45, "data": {}})

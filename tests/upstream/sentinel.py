@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import redis
-from redis.backoff import NoBackoff
+from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from relay.demo.embedded import EmbeddedRedis
@@ -88,7 +88,8 @@ class SentinelTrio:
             password=password or None,
             protocol=2,
             socket_timeout=1.0,
-            retry=Retry(NoBackoff(), 0),
+            # A node that is promoted or demoted closes what is connected to it.
+            retry=Retry(ConstantBackoff(0.05), 3),
         ) as client:
             return client.execute_command(*command)
 

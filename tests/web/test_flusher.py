@@ -40,6 +40,16 @@ class Sender:
         self._clock.now += self._seconds
 
 
+class Recording:
+    """The part of a loop that a flusher may use."""
+
+    def __init__(self, callbacks: list[object]) -> None:
+        self._callbacks = callbacks
+
+    def call_soon(self, callback: object) -> None:
+        self._callbacks.append(callback)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -79,6 +89,53 @@ async def test_who_woke_it_is_written_to_in_the_next_turn_without_being_asked(
     await done.wait()
 
     assert before == []
+    assert flushed == senders
+
+
+async def test_batch_that_is_gathered_costs_no_callback(clock: Clock) -> None:
+    flushed: list[Sender] = []
+    callbacks: list[object] = []
+    tested = Flusher(cast("Any", Recording(callbacks)), lambda: None)
+    senders = [Sender(flushed, clock) for _ in range(3)]
+
+    tested.gather()
+    wake(tested, senders)
+    tested.flush()
+
+    assert flushed == senders
+    assert callbacks == []
+
+
+async def test_who_wakes_it_after_the_flush_of_a_batch_is_written_to_in_the_next_turn(
+    clock: Clock,
+) -> None:
+    flushed: list[Sender] = []
+    done = asyncio.Event()
+    tested = Flusher(asyncio.get_running_loop(), done.set)
+    late = Sender(flushed, clock)
+
+    tested.gather()
+    tested.flush()
+    wake(tested, [late])
+    await done.wait()
+
+    assert flushed == [late]
+
+
+async def test_rest_of_a_batch_is_written_in_the_next_turns_and_then_it_is_told(
+    clock: Clock,
+) -> None:
+    flushed: list[Sender] = []
+    done = asyncio.Event()
+    tested = Flusher(asyncio.get_running_loop(), done.set)
+    senders = [Sender(flushed, clock, SLICE_SECONDS / 20) for _ in range(100)]
+
+    tested.gather()
+    wake(tested, senders)
+    is_done = tested.flush()
+    await done.wait()
+
+    assert not is_done
     assert flushed == senders
 
 
