@@ -138,6 +138,25 @@ async def test_app_is_polled_soon_after_the_relay_died_and_no_more_once_it_is_ba
     print(f"polling after {polled_seconds:.1f} s, back after {back_seconds:.1f} s")  # noqa: T201
 
 
+async def test_page_whose_jobs_have_ended_is_not_offline_while_its_api_would_answer(
+    daemon: StartDaemon, shared_redis: EmbeddedRedis, tab: Tab, app_api: AppApi
+) -> None:
+    relay = daemon(on(shared_redis))
+    await tab.connect(relay, pollUrl=app_api.url)
+    await tab.follow("last")
+    await tab.live()
+    app_api.states = {"last": {"status": "completed", "result": 42}}
+
+    relay.signal(signal.SIGKILL)
+    await tab.until("seen.length === 1")
+    before = len(await tab.states())
+    await asyncio.sleep(8)  # two more polls would have come
+
+    assert len(app_api.asked) == 1
+    assert ("offline", "none") not in (await tab.states())[before:]
+    assert await tab.run("client.transport") == "polling"
+
+
 @pytest.mark.parametrize("has_api", [True, False], ids=["with an API", "without one"])
 async def test_redis_that_is_frozen_is_shown_and_only_an_api_of_the_app_is_asked(
     daemon: StartDaemon, own_redis: EmbeddedRedis, tab: Tab, app_api: AppApi, has_api: bool

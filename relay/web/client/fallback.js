@@ -91,6 +91,7 @@ export class Fallback {
   async ask(topics, signal) {
     const { pollUrl } = this.#host;
     const asked = [];
+    const queues = [];
     for (const [queueName, group] of grouped(topics, queueOf)) {
       const jobs = group.filter((topic) => topic.jobId);
       const most = /\{jobId\}/.test(pollUrl) ? 1 : MOST_IDS;
@@ -99,10 +100,13 @@ export class Fallback {
         asked.push(pollUrl ? this.#askApp(run, ids, signal) : this.#askRelay(run, signal, { ids, queueName }));
       }
       const queue = group.find((topic) => !topic.jobId);
-      if (queue && !pollUrl) asked.push(this.#askRelay([queue], signal, { queueName }));
+      if (queue) queues.push(queue);
     }
-    if (!asked.length) throw new Error("there is nothing to ask");
-    await Promise.all(asked);
+    // An app's API knows jobs: beside it the relay is only asked where there are none.
+    if (!pollUrl || !asked.length) {
+      for (const queue of queues) asked.push(this.#askRelay([queue], signal, { queueName: queue.queueName }));
+    }
+    await Promise.all(asked); // where all jobs have ended there is nothing to ask, and nothing amiss
   }
 
   async #askRelay(topics, signal, query) {
