@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from relay.demo.embedded import EmbeddedRedis
 
-# Twice what the costliest attack takes, a client that fills its outbox with tiny frames. An attack that finds a
-# way around the bounds takes that in a second.
+# Half as much again as the costliest attack takes, a publisher's message of 20 MB. An attack that finds a way around the
+# bounds takes that in a second.
 GROWTH_BYTES = 48 * 1024 * 1024
 # Small, so that what is published here cannot hide what an attack takes.
 _HISTORY_BYTES = 1024 * 1024

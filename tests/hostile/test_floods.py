@@ -231,6 +231,39 @@ async def test_random_bytes_instead_of_frames_end_the_connection(target: Target)
     with_noise.cancel()
 
 
+LISTENERS = pytest.mark.parametrize("admin", [False, True], ids=["public", "admin"])
+
+
+@LISTENERS
+@pytest.mark.parametrize("extra", ["", "Connection: upgrade\r\nUpgrade: foo\r\n"])
+async def test_garbage_behind_a_request_is_not_kept(
+    target: Target, admin: bool, extra: str
+) -> None:
+    """A client sends megabytes of nonsense behind a good request, on connection after connection."""
+    for _ in range(12):
+        client = await target.raw(admin=admin)
+        await client.send(f"GET /livez HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode())
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(2):
+                for _ in range(400):
+                    await client.send(b"x" * 65_536)
+        client.reset()
+
+
+async def test_garbage_behind_a_request_that_is_held_is_not_kept(target: Target) -> None:
+    """A client has its answer held, so that the nonsense behind its request is not looked at meanwhile."""
+    clients = [await target.raw() for _ in range(8)]
+    for client in clients:
+        await client.send(b"GET /jobs/held?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    async with asyncio.timeout(SOON_SECONDS):
+        while await target.daemon.metric("relay_subscriptions", kind="job") < len(clients):
+            pass
+
+    for client in clients:
+        for _ in range(100):
+            await client.send(b"x" * 65_536)
+
+
 async def test_requests_piled_up_behind_each_other_are_not_kept(target: Target) -> None:
     """A client sends requests without end on one connection and reads no answer."""
     client = await target.raw(receive_buffer_bytes=SMALL_BUFFER_BYTES)

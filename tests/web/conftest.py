@@ -127,7 +127,11 @@ class RawClient:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        except BaseException:  # a test that ends meanwhile leaves none behind
+            sock.close()
+            raise
         return cls(sock)
 
     async def send(self, data: bytes) -> None:
