@@ -70,7 +70,7 @@ def publish(server: EmbeddedRedis, job_id: str, **payload: object) -> None:
         client.publish(f"jobs:{QUEUE}:{job_id}", json.dumps(payload))
 
 
-def progress(server: EmbeddedRedis, job_id: str, *percents: int) -> None:
+def progress(server: EmbeddedRedis, job_id: str, *percents: float) -> None:
     with redis.Redis.from_url(server.url) as client:
         for percent in percents:
             client.publish(f"jobs:{QUEUE}:{job_id}", json.dumps({"progress": percent}))
