@@ -166,7 +166,9 @@ async def test_every_transport_brings_its_token_and_replaces_one_that_expires(
     async with asyncio.timeout(SOON_SECONDS):
         percent = 1.0
         while issuer.asked < 2:
-            percent += 0.125  # in small steps: a hundred of one come sooner than the end of the token
+            percent += (
+                0.125  # in small steps: a hundred of one come sooner than the end of the token
+            )
             progress(own_redis, "mine", percent)
             await tab.until(f"seen.at(-1).progress === {percent}")
     complete(own_redis, "mine", 42)
