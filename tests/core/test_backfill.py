@@ -1,5 +1,6 @@
 """What is owed from history arrives whole, in order and once, as the transport has room for it."""
 
+import math
 from collections import Counter
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from relay.core.backfill import Backfill
 from relay.core.event import COMPLETED, FAILED, PROGRESS, JobEvent
+from relay.core.index import topics_of
 from relay.core.outbox import Outbox, Verdict
 from relay.core.rights import Proof
 from tests.fakes import Client, Message, Relay, burst, decode, draft, event
@@ -329,7 +331,7 @@ class OneClient(RuleBasedStateMachine):
         if self.client.lookup is not None:
             return  # the edge does not read on meanwhile
         self.ref += 1
-        before = {job for job in ALL_JOBS if self.is_watched(job)}
+        before = {job: self.watched_from(job) for job in ALL_JOBS if self.is_watched(job)}
         self.count_snapshots()
         pending = self.client.session.receive(
             orjson.dumps({"event": name, "data": data, "ref": self.ref}), 1.0
@@ -338,15 +340,21 @@ class OneClient(RuleBasedStateMachine):
         self.client.lookup = pending
         if self.client.lookup is not None:
             self.waiting = (data["queueName"], data["jobId"])
-        left = {job for job in before if not self.is_watched(job)}
+        # What only the subscription that was ended has brought may be asked for again, as of any other job.
+        left = {job for job, position in before.items() if self.watched_from(job) > position}
         self.left[self.ref] = left
         for job in left:
             self.wanted.pop(job, None)
 
     def is_watched(self, job: Job) -> bool:
+        return self.watched_from(job) < math.inf
+
+    def watched_from(self, job: Job) -> float:
+        """The position at which the oldest subscription to this job began."""
         topics = self.relay.index.topics(self.client.session)
-        queue, job_id = job
-        return not topics.keys().isdisjoint({(None, job_id), (queue, job_id), (queue, None)})
+        return min(
+            (topics[topic] for topic in topics_of(*job) if topic in topics), default=math.inf
+        )
 
     def count_snapshots(self) -> None:
         for queue, job_id in ALL_JOBS:
