@@ -70,12 +70,9 @@ class CelerySource:
         Raises:
             DecodeError: the task's id cannot name a job.
         """
-        try:
-            return self.remembered[channel]
-        except KeyError:
-            return self.remembered.keep(channel, self._identify(channel))
-
-    def _identify(self, channel: bytes) -> Identity | None:
+        known = self.remembered.get(channel)
+        if known is not None:
+            return known
         if not channel.startswith(self._prefix):
             return None
         try:
@@ -84,7 +81,7 @@ class CelerySource:
             raise DecodeError(InvalidReason.NO_IDENTITY) from None
         if not is_name(job_id):
             raise DecodeError(InvalidReason.NO_IDENTITY)
-        return Identity(self, channel, job_id, None)
+        return self.remembered.keep(Identity(self, channel, job_id, None))
 
     def parse(self, identity: Identity, message: bytes) -> Draft:
         """The draft in `message`, a task's state as Celery stores it.

@@ -52,12 +52,9 @@ class ChannelSource:
         Raises:
             DecodeError: a placeholder of it holds what cannot be a job's or a queue's name.
         """
-        try:
-            return self.remembered[channel]
-        except KeyError:
-            return self.remembered.keep(channel, self._identify(channel))
-
-    def _identify(self, channel: bytes) -> Identity | None:
+        known = self.remembered.get(channel)
+        if known is not None:
+            return known
         found = self._template.match(channel)
         if found is None:
             return None
@@ -66,9 +63,10 @@ class ChannelSource:
         except UnicodeDecodeError:
             raise DecodeError(InvalidReason.NO_IDENTITY) from None
         job_id, queue = told.get("jobId"), told.get("queueName")
-        if any(name is not None and not is_name(name) for name in (job_id, queue)):
+        if not ((job_id is None or is_name(job_id)) and (queue is None or is_name(queue))):
             raise DecodeError(InvalidReason.NO_IDENTITY)
-        return Identity(self, channel, job_id, queue, event_name(told.get("event")))
+        event = event_name(told.get("event"))
+        return self.remembered.keep(Identity(self, channel, job_id, queue, event))
 
     def parse(self, identity: Identity, message: bytes) -> Draft:
         """The draft in `message`, put right where it can be.

@@ -7,17 +7,19 @@ from typing import Final
 
 from relay.core.event import Identity
 
-MAX_REMEMBERED_CHANNELS: Final = 16384
-_MAX_REMEMBERED_BYTES: Final = 4096  # of one channel's name
+MAX_REMEMBERED_CHANNELS: Final = (
+    131_072  # of some 300 bytes each; more than history has jobs, by default
+)
+_MAX_REMEMBERED_BYTES: Final = 512  # of one channel's name
 
 
-class Remembered(dict[bytes, Identity | None]):
-    """A source's identities by channel; None where a channel is not of the source's shape."""
+class Remembered(dict[bytes, Identity]):
+    """A source's identities by channel."""
 
-    def keep(self, channel: bytes, identity: Identity | None) -> Identity | None:
+    def keep(self, identity: Identity) -> Identity:
         """Remember `identity`, if there is room for it; returns it."""
-        if len(channel) <= _MAX_REMEMBERED_BYTES:
+        if len(identity.channel) <= _MAX_REMEMBERED_BYTES:
             if len(self) >= MAX_REMEMBERED_CHANNELS:
                 self.clear()
-            self[channel] = identity
+            self[identity.channel] = identity
         return identity

@@ -15,12 +15,17 @@ _GLOB: Final = re.compile(r"([*?\[\]\\])")
 class ChannelTemplate:
     """A parsed template. Compare `text`; build with `parse`."""
 
-    __slots__ = ("_literals", "_names", "pattern", "text")
+    __slots__ = ("_names", "_shape", "pattern", "text")
 
     def __init__(self, text: str, literals: list[str], names: list[str]) -> None:
         self.text = text
-        self._literals = [literal.encode() for literal in literals]
         self._names = names
+        # Every placeholder but the last ends where its literal first stands, and nowhere else.
+        first, *others = [re.escape(literal.encode()) for literal in literals]
+        shape = first + b"".join(b"(?>(.*?)%b)" % literal for literal in others[:-1])
+        self._shape = re.compile(
+            shape + b"".join(b"(.*)%b" % tail for tail in others[-1:]), re.DOTALL
+        )
         self.pattern = "*".join(_GLOB.sub(r"\\\1", literal) for literal in literals)
 
     @classmethod
@@ -52,25 +57,10 @@ class ChannelTemplate:
 
     def match(self, channel: bytes) -> dict[str, bytes] | None:
         """What stands in the placeholders' places, or None where `channel` is of another shape."""
-        literals = self._literals
-        if not channel.startswith(literals[0]):
+        found = self._shape.fullmatch(channel)
+        if found is None:
             return None
-        if not self._names:
-            return {} if channel == literals[0] else None
-        found: dict[str, bytes] = {}
-        start = len(literals[0])
-        for name, literal in zip(self._names[:-1], literals[1:-1], strict=True):
-            end = channel.find(literal, start)
-            if end < 0:
-                return None
-            found[name] = channel[start:end]
-            start = end + len(literal)
-        tail = literals[-1]
-        end = len(channel) - len(tail)
-        if end < start or not channel.endswith(tail):
-            return None
-        found[self._names[-1]] = channel[start:end]
-        return found
+        return dict(zip(self._names, found.groups(), strict=True))
 
     def format(self, *, job_id: str, queue: str | None, event: str) -> str:
         """The channel to publish on.
