@@ -176,7 +176,7 @@ class Relay:
             needs_lookup=self._recall.needs_lookup,
             request=self._lookups.request,
             on_late=self._recall.tell_queues,
-            is_watched=self._index.is_queue_watched,
+            is_watched=self._index.queues.__contains__,
             is_connected=lambda: self._stats.redis_up,
         )
         self._flusher = Flusher(self._loop, self._on_flushed)

@@ -127,7 +127,7 @@ class CatchUp:
 
     async def _noted(self) -> Noted:
         """What publishers noted for the watched queues since something may have been missed."""
-        queues = list(self._index.queues())
+        queues = list(self._index.queues)
         since_ms = (self._behind_since_ms or _now_ms()) - int(1000 * CLOCKS_SECONDS)
         noted = await self._recall.jobs_of_queues(queues, since_ms)
         unread = [queue for queue in queues if queue not in noted]

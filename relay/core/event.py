@@ -63,10 +63,10 @@ class Identity:
     """What a Redis channel tells of the messages on it; one object a channel, used again and again.
 
     `job_id` is None where only the payload can tell, `queue` None where the channel has none.
-    `key` is the record key in history.
+    `record` is history's alone: where it finds what it knows of this job without looking it up.
     """
 
-    __slots__ = ("channel", "event", "job_id", "key", "queue", "source")
+    __slots__ = ("channel", "event", "job_id", "queue", "record", "source")
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Identity:
         self.job_id = job_id
         self.queue = queue
         self.event = event
-        self.key = (queue, job_id)
+        self.record: Any = None
 
 
 class Draft:

@@ -1,25 +1,40 @@
 """The newest messages of each job, in memory, bounded in jobs, bytes, events a job and age.
 
-The least recently updated job goes first. Raw messages are understood when first read. Reading by job id
-alone covers every queue that uses the id. A `Record` is this file's only collaborator; sources and
-metrics are reached through the callbacks given to the constructor.
+The job goes first that was updated least recently, to the second: a job is put in its place once a second and
+not with each message, which would cost more than all the rest of keeping it. Raw messages are understood when
+first read. Reading by job id alone covers every queue that uses the id. A `Record` is this file's only
+collaborator; sources and metrics are reached through the callbacks given to the constructor.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from heapq import nlargest
 from itertools import islice
 from operator import attrgetter
 from typing import Final
 
 from relay.core.event import Draft, Identity, JobEvent
-from relay.core.record import RawMessage, Record, Refusal, Understand
+from relay.core.record import (
+    EVENT_OVERHEAD_BYTES,
+    RAW_FIELDS,
+    RAW_OVERHEAD_BYTES,
+    RawMessage,
+    Record,
+    Refusal,
+    Understand,
+)
 
 Key = tuple[str | None, str]  # queue, job id
-_MAX_SPARED: Final = 64  # watched jobs passed over at one eviction: it must not take long
+# Jobs passed over at one eviction, which must not take long: watched ones, and such as were updated since
+# they were put in their place.
+_MAX_SPARED: Final = 64
+_MAX_PUT_BACK: Final = 4
+PLACE_SECONDS: Final = 1.0  # how long a job that is updated keeps its place in the order
+_CANDIDATES_PER_JOB: Final = 4  # looked at for each of a queue's newest jobs
 
 
 class History:
-    """All records, least recently updated first.
+    """All records, in the order in which they go.
 
     Args:
         epoch: new at every start; the first part of event ids that the relay makes.
@@ -63,39 +78,46 @@ class History:
         self._max_bytes = max_bytes
         self._ttl_seconds = ttl_seconds
         self._records: OrderedDict[Key, Record] = OrderedDict()
-        self._by_job: dict[str, tuple[Record, ...]] = {}
+        self.known_jobs: dict[str, tuple[Record, ...]] = {}  # not to be changed by others
         self._by_queue: dict[str, OrderedDict[str, Record]] = {}
         self.holding: dict[str, int] = {}  # jobs whose messages are held back, and by how many
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def keep(self, identity: Identity, message: bytes, seq: int, now: float, now_ms: int) -> None:
-        """Keep a message as it is, to be understood later. The identity must tell the job."""
-        key = identity.key
-        record = self._records.get(key)  # type: ignore[arg-type]
-        if record is None:
-            record = self._touch(key, now)  # type: ignore[arg-type]
-        else:
-            # As `_touch` does: this is the hot path, and a call saved is a tenth of it.
-            self._records.move_to_end(key)  # type: ignore[arg-type]
-            if key[0] is not None:
-                self._by_queue[key[0]].move_to_end(key[1])  # type: ignore[arg-type]
+    def keep(self, messages: Sequence[RawMessage], now: float) -> None:
+        """Keep messages as they are, to be understood later. Their identities must tell their jobs.
+
+        The bounds on all jobs together are seen to once, when all are kept.
+        """
+        limit, holding = self._max_events, self.holding
+        raw_limit = limit * RAW_FIELDS
+        place_due_at = now - PLACE_SECONDS
+        size_bytes = len(messages) * RAW_OVERHEAD_BYTES
+        for fields in messages:
+            identity, message, seq, _ = fields
+            record: Record | None = identity.record
+            if record is None or record.placed_at <= place_due_at:  # true of a forgotten one, too
+                record = self._touch_at(identity, now, seq)
+            raw = record.raw
+            raw += fields
+            size_bytes += len(message)
             record.updated_at = now
-        self.size_bytes += record.keep((identity, message, seq, now_ms))
-        limit = self._max_events
-        if self.holding and key[1] in self.holding:
-            limit += self._max_held  # beside what was known and what is read
-        else:
+            record.updated_seq = seq
+            if holding and identity.job_id in holding:
+                # Beside what was known and what is read. It is not yet told: nothing newer is known.
+                size_bytes -= record.trim(limit + self._max_held)
+                continue
             record.known_seq = seq
-        if len(record.entries) > limit:
-            self.size_bytes -= record.trim(limit)
+            if len(raw) > raw_limit or record.told:
+                size_bytes -= record.trim(limit)
+        self.size_bytes += size_bytes
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
-            self._evict(record)
+            self._evict(messages[-1][0].record)
 
     def skip(self, job_id: str) -> None:
         """A message that nobody watches is dropped: what is known of its job is not the newest now."""
-        for record in self._by_job.get(job_id, ()):
+        for record in self.known_jobs.get(job_id, ()):
             record.known_seq = 0
 
     def hold(self, job_id: str) -> None:
@@ -115,47 +137,45 @@ class History:
 
     def holds(self, job_id: str, message: bytes) -> bool:
         """Whether this very message is among those held back."""
-        return any(record.holds(message) for record in self._by_job.get(job_id, ()))
+        return any(record.holds(message) for record in self.known_jobs.get(job_id, ()))
 
     def admit(self, draft: Draft, seq: int, now: float, now_ms: int) -> JobEvent | None:
         """Put `draft` in relation to what is known of its job and make it the newest event.
 
         Returns None where it is not to be told, which `on_refused` has then heard.
         """
-        for known in self._by_job.get(draft.job_id, ()):
-            if known.raw_count:
+        for known in self.known_jobs.get(draft.job_id, ()):
+            if known.raw:
                 self._settle(draft.job_id, draft.queue)
                 break
-        record = self._touch((draft.queue, draft.job_id), now)
+        record = self._touch((draft.queue, draft.job_id), now, seq)
         if record.known_seq <= self.stale_seq:
             record.cut()  # what lies between was skipped, or missed, and nobody has read it
-        before = record.size_bytes
         event = record.admit(draft, seq, now_ms, self.epoch)
         if isinstance(event, Refusal):
             self._on_refused(event)
             return None
-        self.size_bytes += record.size_bytes - before
-        # What is held back is not yet told: it must not make room for what is read.
-        limit = self._max_events + record.raw_count
-        if len(record.entries) > limit:
-            self.size_bytes -= record.trim(limit)
+        self.size_bytes += len(event.data) + EVENT_OVERHEAD_BYTES
+        if len(record.told) > self._max_events:
+            # What is held back is not yet told: it must not make room for what is read.
+            self.size_bytes -= record.trim(self._max_events + record.count - len(record.told))
         if self.size_bytes > self._max_bytes or len(self._records) > self._max_jobs:
             self._evict(record)
         return event
 
     def is_current(self, job_id: str, queue: str | None) -> bool:
         """Whether what is known of the job is the newest that Redis gave."""
-        known = any(record.entries for record in self._matching(job_id, queue))
+        known = any(record.count for record in self._matching(job_id, queue))
         return known and job_id not in self.holding and not self._is_stale(job_id, queue)
 
     def confirm(self, job_id: str, seq: int) -> None:
         """What is known of the job was compared with Redis at `seq`: it is the newest."""
-        for record in self._by_job.get(job_id, ()):
+        for record in self.known_jobs.get(job_id, ()):
             record.known_seq = seq
 
     def knows(self, job_id: str, event_id: str) -> bool:
         """Whether an event with this id was told of the job before, and is still remembered."""
-        return any(record.knows(event_id) for record in self._by_job.get(job_id, ()))
+        return any(record.knows(event_id) for record in self.known_jobs.get(job_id, ()))
 
     def newest_id(self, job_id: str) -> str | None:
         """The id of the newest event known of the job, whatever queue it is in."""
@@ -164,7 +184,7 @@ class History:
 
     def cut(self, job_id: str) -> None:
         """Something was missed of the job after what is known: recovery across it is refused."""
-        for record in self._by_job.get(job_id, ()):
+        for record in self.known_jobs.get(job_id, ()):
             record.cut()
 
     def snapshot(self, job_id: str, queue: str | None) -> list[JobEvent]:
@@ -179,7 +199,7 @@ class History:
 
     def progress(self, job_id: str, queue: str | None) -> float | None:
         """The last progress known of the job that `snapshot` would tell of."""
-        records = [record for record in self._matching(job_id, queue) if record.entries]
+        records = [record for record in self._matching(job_id, queue) if record.count]
         return max(records, key=attrgetter("updated_seq")).progress if records else None
 
     def events(self, job_id: str, queue: str | None) -> list[JobEvent]:
@@ -187,7 +207,7 @@ class History:
         found: list[JobEvent] = []
         self._settle(job_id, queue)
         for record in self._matching(job_id, queue):
-            found += record.events()
+            found += record.told
         found.sort(key=attrgetter("seq"))
         return found
 
@@ -210,14 +230,15 @@ class History:
         """The ids of the queue's most recently updated jobs, at most `limit`, oldest of them first."""
         # Where the channels tell no queue, the payloads must: those of the newest jobs are looked at.
         for record in list(islice(reversed(self._records.values()), limit)):
-            if record.queue is None and record.raw_count:
+            if record.queue is None and record.raw:
                 self._settle(record.job_id, None)
         jobs = self._by_queue.get(queue)
         if jobs is None:
             return []
-        newest = [job_id for job_id, _ in zip(reversed(jobs), range(limit), strict=False)]
-        newest.reverse()
-        return newest
+        # In order to the second; exactly so, unless more jobs than these were updated within one.
+        candidates = islice(reversed(jobs.values()), _CANDIDATES_PER_JOB * limit)
+        newest = nlargest(limit, candidates, key=attrgetter("updated_seq"))
+        return [record.job_id for record in reversed(newest)]
 
     def mark_stale(self, seq: int) -> None:
         """What came after `seq` may have been missed, of every job, and may be read from Redis."""
@@ -239,34 +260,51 @@ class History:
     def _is_stale(self, job_id: str, queue: str | None) -> bool:
         """Whether Redis may have told more of the job than is known."""
         return any(
-            record.known_seq <= self.stale_seq and record.entries
+            record.known_seq <= self.stale_seq and record.count
             for record in self._matching(job_id, queue)
         )
 
     def _matching(self, job_id: str, queue: str | None) -> Iterable[Record]:
         if queue is None:
-            return self._by_job.get(job_id, ())
+            return self.known_jobs.get(job_id, ())
         record = self._records.get((queue, job_id))
         return () if record is None else (record,)
 
-    def _touch(self, key: Key, now: float) -> Record:
+    def _touch(self, key: Key, now: float, seq: int) -> Record:
+        """The record of `key`, put in its place where that is due: it is about to be updated."""
         record = self._records.get(key)
-        queue, job_id = key
         if record is None:
-            record = Record(queue, job_id)
-            self._records[key] = record
-            self._by_job[job_id] = (*self._by_job.get(job_id, ()), record)
-            if queue is not None:
-                jobs = self._by_queue.get(queue)
-                if jobs is None:
-                    jobs = self._by_queue[queue] = OrderedDict()
-                jobs[job_id] = record
+            record = self._add(*key)
+        elif record.placed_at > now - PLACE_SECONDS:
+            record.updated_at = now
+            return record
         else:
-            self._records.move_to_end(key)
-            if queue is not None:
-                self._by_queue[queue].move_to_end(job_id)
-        record.updated_at = now
+            self._put_last(record)
+        record.updated_at = record.placed_at = now
+        record.placed_seq = seq
         return record
+
+    def _touch_at(self, identity: Identity, now: float, seq: int) -> Record:
+        """The record of a channel's job, as `_touch` gives it, to be found without a look-up from now on."""
+        assert identity.job_id is not None
+        record = identity.record = self._touch((identity.queue, identity.job_id), now, seq)
+        return record
+
+    def _add(self, queue: str | None, job_id: str) -> Record:
+        record = self._records[queue, job_id] = Record(queue, job_id)
+        self.known_jobs[job_id] = (*self.known_jobs.get(job_id, ()), record)
+        if queue is not None:
+            jobs = self._by_queue.get(queue)
+            if jobs is None:
+                jobs = self._by_queue[queue] = OrderedDict()
+            jobs[job_id] = record
+        return record
+
+    def _put_last(self, record: Record) -> None:
+        """Let `record` go after all others."""
+        self._records.move_to_end((record.queue, record.job_id))
+        if record.queue is not None:
+            self._by_queue[record.queue].move_to_end(record.job_id)
 
     def _settle(
         self, job_id: str, queue: str | None, next_seq: Callable[[], int] | None = None
@@ -280,11 +318,10 @@ class History:
         if job_id in self.holding:
             return []
         raw: list[tuple[RawMessage, float]] = []
-        for record in self._by_job.get(job_id, ()):
-            if record.raw_count and (queue is None or record.queue in (None, queue)):
-                before = record.size_bytes
+        for record in self.known_jobs.get(job_id, ()):
+            if record.raw and (queue is None or record.queue in (None, queue)):
+                self.size_bytes -= record.raw_bytes
                 raw += [(message, record.updated_at) for message in record.take_raw()]
-                self.size_bytes += record.size_bytes - before
         raw.sort(key=lambda kept: kept[0][2])
         events = []
         for (identity, message, seq, at_ms), updated_at in raw:
@@ -298,47 +335,51 @@ class History:
 
     def _settle_one(self, draft: Draft, seq: int, updated_at: float, at_ms: int) -> JobEvent | None:
         key = (draft.queue, draft.job_id)
-        record = self._records.get(key) or self._touch(key, updated_at)
-        before = record.size_bytes
+        record = self._records.get(key) or self._touch(key, updated_at, seq)
         event = record.admit(draft, seq, at_ms, self.epoch)
         if isinstance(event, Refusal):
             self._on_refused(event)
             return None
-        self.size_bytes += record.size_bytes - before
-        if len(record.entries) > self._max_events:
+        self.size_bytes += len(event.data) + EVENT_OVERHEAD_BYTES
+        if record.count > self._max_events:
             self.size_bytes -= record.trim(self._max_events)
         return event
 
     def _evict(self, newest: Record) -> None:
         """Get back within the bounds: whole jobs first, then the newest job's own past.
 
-        Of a job that is watched by name the newest is kept in their place: to know what its watchers
+        A job that was updated since it was put in its place is put behind the others. Of a job that is watched by name the newest is kept in their place: to know what its watchers
         were told is what keeps them from being told it again.
         """
-        spared = 0
+        spared = put_back = 0
         while len(self._records) > self._max_jobs or (
             self.size_bytes > self._max_bytes and len(self._records) > 1
         ):
-            key, oldest = next(iter(self._records.items()))
-            if spared < _MAX_SPARED and oldest is not newest and self._is_watched(oldest.job_id):
+            oldest = next(iter(self._records.values()))
+            if put_back < _MAX_PUT_BACK and oldest.updated_seq > oldest.placed_seq:
+                put_back += 1
+                oldest.placed_seq = oldest.updated_seq
+                self._put_last(oldest)
+            elif spared < _MAX_SPARED and oldest is not newest and self._is_watched(oldest.job_id):
                 spared += 1
                 self.size_bytes -= oldest.trim(1)
-                self._records.move_to_end(key)
+                self._put_last(oldest)
             else:
                 self._forget(oldest)
-        while self.size_bytes > self._max_bytes and len(newest.entries) > 1:
-            self.size_bytes -= newest.trim(len(newest.entries) - 1)
+        while self.size_bytes > self._max_bytes and newest.count > 1:
+            self.size_bytes -= newest.trim(newest.count - 1)
 
     def _forget(self, record: Record) -> None:
-        del self._records[(record.queue, record.job_id)]
-        others = tuple(other for other in self._by_job[record.job_id] if other is not record)
-        if others:
-            self._by_job[record.job_id] = others
-        else:
-            del self._by_job[record.job_id]
+        self.size_bytes -= record.size_bytes
+        record.forget()
+        del self._records[record.queue, record.job_id]
+        records = self.known_jobs.pop(record.job_id)
+        if len(records) > 1:
+            self.known_jobs[record.job_id] = tuple(
+                other for other in records if other is not record
+            )
         if record.queue is not None:
             jobs = self._by_queue[record.queue]
             del jobs[record.job_id]
             if not jobs:
                 del self._by_queue[record.queue]
-        self.size_bytes -= record.size_bytes

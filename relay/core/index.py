@@ -27,14 +27,17 @@ def topics_of(queue: str | None, job_id: str) -> tuple[Topic, ...]:
 
 
 class Index(Generic[S]):
-    """The subscriptions of all subscribers, each with the position at which it began."""
+    """The subscriptions of all subscribers, each with the position at which it began.
+
+    `named` holds the jobs that are watched by name, `queues` the queues that are watched, for whoever
+    only asks whether; they are not to be changed.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[str, set[S]] = {}
-        self._queues: dict[str, set[S]] = {}
+        self.queues: dict[str, set[S]] = {}
         self._queue_jobs: dict[Topic, set[S]] = {}
-        # How many topics (queue, job) name this job: a channel without a queue must be parsed for them.
-        self._queue_job_ids: dict[str, int] = {}
+        self.named: dict[str, int] = {}  # jobs watched by name, in any queue or one: how often
         self._topics: dict[S, dict[Topic, int]] = {}
         self.counts = {"job": 0, "queue": 0}
 
@@ -47,12 +50,13 @@ class Index(Generic[S]):
         queue, job_id = topic
         if job_id is None:
             assert queue is not None
-            self._queues.setdefault(queue, set()).add(subscriber)
-        elif queue is None:
-            self._jobs.setdefault(job_id, set()).add(subscriber)
+            self.queues.setdefault(queue, set()).add(subscriber)
         else:
-            self._queue_jobs.setdefault(topic, set()).add(subscriber)
-            self._queue_job_ids[job_id] = self._queue_job_ids.get(job_id, 0) + 1
+            self.named[job_id] = self.named.get(job_id, 0) + 1
+            if queue is None:
+                self._jobs.setdefault(job_id, set()).add(subscriber)
+            else:
+                self._queue_jobs.setdefault(topic, set()).add(subscriber)
         self.counts[topic_kind(topic)] += 1
         return True
 
@@ -87,12 +91,12 @@ class Index(Generic[S]):
         if job_id in self._jobs:
             return True
         if queue is None:
-            return bool(self._queues) or job_id in self._queue_job_ids
-        return queue in self._queues or (queue, job_id) in self._queue_jobs
+            return bool(self.queues) or job_id in self.named
+        return queue in self.queues or (queue, job_id) in self._queue_jobs
 
     def names(self, job_id: str) -> bool:
         """Whether anybody watches a job of this id by its name, in whatever queue."""
-        return job_id in self._jobs or job_id in self._queue_job_ids
+        return job_id in self.named
 
     def audience(self, queue: str | None, job_id: str, *, by_name: bool = False) -> Collection[S]:
         """Everybody who watches this job, each once; `by_name`: not those who watch its queue. Not to be
@@ -100,7 +104,7 @@ class Index(Generic[S]):
         named = self._jobs.get(job_id, ())
         if queue is None:
             return named
-        of_queue = () if by_name else self._queues.get(queue, ())
+        of_queue = () if by_name else self.queues.get(queue, ())
         within = self._queue_jobs.get((queue, job_id), ())
         found = [subscribers for subscribers in (named, of_queue, within) if subscribers]
         if len(found) == 1:
@@ -109,15 +113,7 @@ class Index(Generic[S]):
 
     def jobs(self) -> Iterable[str]:
         """The ids of all jobs watched by name."""
-        return {*self._jobs, *self._queue_job_ids}
-
-    def queues(self) -> Iterable[str]:
-        """The names of all queues watched."""
-        return list(self._queues)
-
-    def is_queue_watched(self, queue: str) -> bool:
-        """Whether anybody watches the queue."""
-        return queue in self._queues
+        return list(self.named)
 
     def busiest_jobs(self, limit: int) -> list[tuple[Topic, int]]:
         """The jobs that most subscribers watch by name, with how many those are; most first.
@@ -132,23 +128,24 @@ class Index(Generic[S]):
 
     def busiest_queues(self, limit: int) -> list[tuple[str, int]]:
         """The queues that most subscribers watch, with how many those are; most first."""
-        watched = ((queue, len(watchers)) for queue, watchers in self._queues.items())
+        watched = ((queue, len(watchers)) for queue, watchers in self.queues.items())
         return nlargest(limit, watched, key=itemgetter(1))
 
     def _remove_forward(self, subscriber: S, topic: Topic) -> None:
         queue, job_id = topic
         if job_id is None:
             assert queue is not None
-            _discard(self._queues, queue, subscriber)
-        elif queue is None:
-            _discard(self._jobs, job_id, subscriber)
+            _discard(self.queues, queue, subscriber)
         else:
-            _discard(self._queue_jobs, topic, subscriber)
-            left = self._queue_job_ids[job_id] - 1
+            left = self.named[job_id] - 1
             if left:
-                self._queue_job_ids[job_id] = left
+                self.named[job_id] = left
             else:
-                del self._queue_job_ids[job_id]
+                del self.named[job_id]
+            if queue is None:
+                _discard(self._jobs, job_id, subscriber)
+            else:
+                _discard(self._queue_jobs, topic, subscriber)
         self.counts[topic_kind(topic)] -= 1
 
 

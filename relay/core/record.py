@@ -5,6 +5,7 @@ Messages of a job that nobody watches are kept as they came and understood when 
 after the end, no second end.
 """
 
+import math
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
@@ -12,15 +13,17 @@ from typing import Any, Final
 from relay.core import payload
 from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, Draft, Identity, JobEvent
 
-# What an entry costs beside its bytes: the object, its numbers, its place in the list. Measured on
-# CPython 3.11, rounded up, so that `history.max_bytes` stays an honest bound for small messages.
-ENTRY_OVERHEAD_BYTES: Final = 250
+# What an entry costs beside its bytes: objects, numbers, places in lists. Measured on CPython 3.11, rounded up,
+# so that `history.max_bytes` stays an honest bound for small messages.
+EVENT_OVERHEAD_BYTES: Final = 250
+RAW_OVERHEAD_BYTES: Final = 112
 
 # An id made of a message's bytes, as Celery's is, comes again when an attempt repeats what an earlier one
 # said. Any other is given once.
 _CONTENT_ID: Final = "c-"
 
 RawMessage = tuple[Identity, bytes, int, int]  # identity, payload, seq, at_ms
+RAW_FIELDS: Final = 4
 Understand = Callable[[Identity, bytes], Draft | None]
 
 
@@ -32,25 +35,30 @@ class Refusal(Enum):
 
 
 class Record:
-    """One job's newest entries, oldest first, and its state.
+    """One job's newest entries and its state.
 
-    Invariants: `size_bytes` is the sum over `entries` of their bytes and overhead; while `ended`, the
-    event that ended the job is not trimmed away by what came after it.
+    `told` holds the events that were made of messages, `raw` the messages that are not yet understood,
+    both oldest first; whatever is raw is newer than whatever was told. Of each message the fields of a RawMessage
+    lie in `raw` one after another: a tuple for each would take as much memory again, and the garbage
+    collector's time. Invariant: while `ended`, the event that ended the job is not trimmed away by what came
+    after it.
     """
 
     __slots__ = (
-        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "entries", "job_id", "known_seq", "progress", "queue",
-        "raw_count", "size_bytes", "trimmed_seq", "updated_at", "updated_seq",
+        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "job_id", "known_seq", "placed_at",
+        "placed_seq", "progress", "queue", "raw", "told", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
     def __init__(self, queue: str | None, job_id: str) -> None:
         self.queue = queue
         self.job_id = job_id
-        self.entries: list[JobEvent | RawMessage] = []
-        self.raw_count = 0  # how many of the entries are still raw
-        self.size_bytes = 0
+        self.told: list[JobEvent] = []
+        self.raw: list[Any] = []
         self.updated_at = 0.0  # monotonic seconds
         self.updated_seq = 0
+        # When it was last put behind all others in history's order, and `updated_seq` of then.
+        self.placed_at = -math.inf
+        self.placed_seq = 0
         self.known_seq = 0  # up to where it is the newest that Redis gave, as far as we know
         self.trimmed_seq = 0  # of the newest entry that was trimmed away, or lost behind
         self.progress: float | None = None
@@ -65,18 +73,32 @@ class Record:
         """Whether the job has ended and not begun again."""
         return self._end is not None
 
-    def keep(self, raw: RawMessage) -> int:
-        """Append a message that nobody watches. Returns the bytes it takes."""
-        self.entries.append(raw)
-        self.raw_count += 1
-        size = len(raw[1]) + ENTRY_OVERHEAD_BYTES
-        self.size_bytes += size
-        self.updated_seq = raw[2]
-        return size
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        return len(self.told) + len(self.raw) // RAW_FIELDS
+
+    @property
+    def size_bytes(self) -> int:
+        """What the entries take, their overhead with them."""
+        told = sum([len(event.data) for event in self.told]) + len(self.told) * EVENT_OVERHEAD_BYTES
+        return told + self.raw_bytes
+
+    @property
+    def raw_bytes(self) -> int:
+        """What the raw ones of them take."""
+        sizes = map(len, self.raw[1::RAW_FIELDS])
+        return sum(sizes) + len(self.raw) // RAW_FIELDS * RAW_OVERHEAD_BYTES
+
+    def forget(self) -> None:
+        """Let go of everything: this record is no longer the job's, though a channel may still have it."""
+        self.told, self.raw = [], []
+        self._end = self._ids = None
+        self.placed_at = -math.inf
 
     def holds(self, message: bytes) -> bool:
         """Whether this very message is among those not yet understood."""
-        return any(type(entry) is tuple and entry[1] == message for entry in self.entries)
+        return message in self.raw[1::RAW_FIELDS]
 
     def knows(self, event_id: str) -> bool:
         """Whether a publisher gave an event this id."""
@@ -88,11 +110,11 @@ class Record:
 
     def take_raw(self) -> list[RawMessage]:
         """Remove the messages that are still raw, oldest first: they are about to be understood."""
-        raw: list[RawMessage] = [entry for entry in self.entries if type(entry) is not JobEvent]  # type: ignore[misc]
-        self.entries = [entry for entry in self.entries if type(entry) is JobEvent]
-        self.raw_count = 0
-        self.size_bytes -= sum(len(message) + ENTRY_OVERHEAD_BYTES for _, message, _, _ in raw)
-        return raw
+        raw, self.raw = self.raw, []
+        return [
+            (raw[at], raw[at + 1], raw[at + 2], raw[at + 3])
+            for at in range(0, len(raw), RAW_FIELDS)
+        ]
 
     def admit(self, draft: Draft, seq: int, at_ms: int, epoch: str) -> JobEvent | Refusal:
         """Make `draft` the job's newest event, or say why it is not told."""
@@ -122,66 +144,45 @@ class Record:
             self._ids = self._ids or set()
             self._ids.add(draft.id)
         self._newest_id = event.id
-        self.entries.append(event)
-        self.size_bytes += len(event.data) + ENTRY_OVERHEAD_BYTES
+        self.told.append(event)
         self.updated_seq = self.known_seq = seq
         return event
 
     def trim(self, max_events: int) -> int:
         """Drop the oldest entries beyond `max_events`, save the one that the job ended with.
 
-        Settled ones go first: where raw ones are held back, they are the newer, whatever their place.
         Returns the bytes that this frees.
         """
         freed = 0
-        while len(self.entries) > max_events and len(self.entries) > 1:
-            entry = self.entries.pop(self._oldest())
-            if type(entry) is tuple:
-                _, message, seq, at_ms = entry
-                freed += len(message) + ENTRY_OVERHEAD_BYTES
-                self.raw_count -= 1
+        told, raw = self.told, self.raw
+        for _ in range(self.count - max(max_events, 1)):
+            place = 1 if told and told[0] is self._end else 0
+            if place < len(told):
+                event = told.pop(place)
+                seq = event.seq
+                freed += len(event.data) + EVENT_OVERHEAD_BYTES
+                if self._ids is not None:
+                    self._ids.discard(event.id)
+            else:
+                _, message, seq, at_ms = raw[:RAW_FIELDS]
+                del raw[:RAW_FIELDS]
+                freed += len(message) + RAW_OVERHEAD_BYTES
                 if self._first_ms is None:
                     self._first_ms = at_ms
-            else:
-                assert isinstance(entry, JobEvent)
-                seq = entry.seq
-                freed += len(entry.data) + ENTRY_OVERHEAD_BYTES
-                if self._ids is not None:
-                    self._ids.discard(entry.id)
             self.trimmed_seq = max(self.trimmed_seq, seq)
-        self.size_bytes -= freed
         return freed
-
-    def events(self) -> list[JobEvent]:
-        """The settled events, oldest first."""
-        return [entry for entry in self.entries if type(entry) is JobEvent]
 
     def snapshot(self) -> list[JobEvent]:
         """What tells a newcomer where the job stands: its newest event.
 
         Where the job has ended and something else was told since, how it ended comes before that.
         """
-        events = self.events()
-        if not events:
+        if not self.told:
             return []
-        newest = events[-1]
+        newest = self.told[-1]
         if self._end is None or self._end is newest:
             return [newest]
         return [self._end, newest]
-
-    def _oldest(self) -> int:
-        """The place of the entry that is to go first."""
-        first = self.entries[0]
-        if first is not self._end and (
-            type(first) is JobEvent or self.raw_count == len(self.entries)
-        ):
-            return 0  # nearly always
-        settled = len(self.entries) - self.raw_count - (self._end is not None)
-        return next(
-            place
-            for place, entry in enumerate(self.entries)
-            if entry is not self._end and (type(entry) is JobEvent or not settled)
-        )
 
     def _judge(self, draft: Draft) -> Refusal | None:
         if draft.id is not None and self.knows(draft.id) and not self._retries(draft):

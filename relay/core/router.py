@@ -14,7 +14,7 @@ from relay.core.event import TERMINAL, Burst, Draft, Identity, JobEvent, Source
 from relay.core.history import History, Key
 from relay.core.index import Index
 from relay.core.outbox import OVERFLOW, PASSED
-from relay.core.record import Refusal
+from relay.core.record import RawMessage, Refusal
 from relay.core.session import Session
 from relay.core.stats import Stats
 
@@ -85,18 +85,39 @@ class Router:
     def receive(self, messages: Sequence[RedisMessage], now: float, now_ms: int) -> Routed:
         """Route one batch, received at `now` (monotonic seconds) and `now_ms` (Unix milliseconds)."""
         # Most messages are of jobs that nobody watches: what is done for each of them is done by local
-        # names, and with as few calls as may be (a call costs as much as the rest of a step).
-        stats, history = self._stats, self.history
-        watches, keep = self._index.watches, history.keep if history.keeps_unwatched else None
-        holding, remembered = history.holding, self._remembered
+        # names and without a call (which costs as much as the rest of a step).
+        stats, index, history = self._stats, self._index, self.history
+        named, queues, holding = index.named, index.queues, history.holding
+        remembered, known_jobs = self._remembered, history.known_jobs
         max_bytes = self.max_payload_bytes * OVERSIZE_FACTOR
+        kept: list[RawMessage] | None = [] if history.keeps_unwatched else None
         unwatched = 0
-        stats.received += len(messages)
         bursts: dict[Key, list[JobEvent]] = {}
         routed = Routed(0, [])
+        seq = self.seq
+        stats.received += len(messages)
+        self.seq += len(messages)
         for _, pattern, channel, message in messages:
-            self.seq += 1
-            identity = remembered[pattern].get(channel) or self._identify(pattern, channel)
+            seq += 1
+            identity = remembered[pattern].get(channel)
+            if (
+                identity is not None
+                and (job_id := identity.job_id) is not None
+                and job_id not in named
+                and (not queues or (identity.queue is not None and identity.queue not in queues))
+                and job_id not in holding
+                and len(message) <= max_bytes
+            ):
+                unwatched += 1
+                if kept is not None:
+                    kept.append((identity, message, seq, now_ms))
+                elif job_id in known_jobs:
+                    history.skip(job_id)
+                continue
+            if kept:
+                history.keep(kept, now)
+                kept = []
+            identity = identity or self._identify(pattern, channel)
             if identity is None:
                 continue
             if len(message) > max_bytes:
@@ -104,13 +125,13 @@ class Router:
                 continue
             job_id = identity.job_id
             if job_id is not None:
-                if holding and job_id in holding:
-                    history.keep(identity, message, self.seq, now, now_ms)
+                if job_id in holding:
+                    history.keep(((identity, message, seq, now_ms),), now)
                     continue
-                if not watches(identity.queue, job_id):
+                if not index.watches(identity.queue, job_id):
                     unwatched += 1
-                    if keep is not None:
-                        keep(identity, message, self.seq, now, now_ms)
+                    if kept is not None:
+                        kept.append((identity, message, seq, now_ms))
                     else:
                         history.skip(job_id)
                     continue
@@ -119,17 +140,17 @@ class Router:
                 continue
             if draft.job_id in holding:
                 told = Identity(identity.source, channel, draft.job_id, draft.queue, draft.name)
-                history.keep(told, message, self.seq, now, now_ms)
+                history.keep(((told, message, seq, now_ms),), now)
                 continue
             # Where the payload tells nothing more than the channel, the question was answered above.
             is_answered = job_id is not None and draft.queue == identity.queue
-            watched = is_answered or watches(draft.queue, draft.job_id)
+            watched = is_answered or index.watches(draft.queue, draft.job_id)
             if not watched:
                 unwatched += 1
-                if keep is None:
+                if kept is None:
                     history.skip(draft.job_id)
                     continue
-            event = history.admit(draft, self.seq, now, now_ms)
+            event = history.admit(draft, seq, now, now_ms)
             if event is None or not watched:
                 continue
             routed.count += 1
@@ -142,6 +163,8 @@ class Router:
                 bursts[key].append(event)
             else:
                 bursts[key] = [event]
+        if kept:
+            history.keep(kept, now)
         stats.unwatched += unwatched
         if bursts:
             self._deliver(bursts)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.core.event import COMPLETED, PROGRESS, JobEvent
 from relay.core.history import History
-from relay.core.record import ENTRY_OVERHEAD_BYTES, Refusal
+from relay.core.record import EVENT_OVERHEAD_BYTES, RAW_OVERHEAD_BYTES, Refusal
 from tests.fakes import EPOCH, INVALID, Dialect, draft, identity, raw
 
 JOBS = ["j1", "j2", "j3"]
@@ -47,7 +47,7 @@ class Kept:
         """A message that nobody watches, received at `seq` seconds."""
         self.seq += 1
         told = identity(job_id, queue)
-        self.history.keep(told, message, self.seq, float(self.seq), 1000 * self.seq)
+        self.history.keep([(told, message, self.seq, 1000 * self.seq)], float(self.seq))
 
     def admit(
         self, name: str = PROGRESS, job_id: str = "job", queue: str | None = None, **fields: object
@@ -71,7 +71,12 @@ class Kept:
 @dataclass
 class Entry:
     seq: int
-    size_bytes: int
+    told_bytes: int
+    is_raw: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.told_bytes + (RAW_OVERHEAD_BYTES if self.is_raw else EVENT_OVERHEAD_BYTES)
 
 
 Key: TypeAlias = tuple[str | None, str]
@@ -92,7 +97,15 @@ class Model:
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entries in self.jobs.values() for entry in entries)
 
+    def settle(self, queue: str | None, job_id: str) -> None:
+        """The job's messages are understood."""
+        for key in {(None, job_id), (queue, job_id)} & self.jobs.keys():
+            for entry in self.jobs[key]:
+                entry.is_raw = False
+
     def add(self, key: Key, entry: Entry) -> None:
+        if not entry.is_raw:
+            self.settle(*key)
         entries = self.jobs[key] = [*self.jobs.pop(key, []), entry]
         del entries[: -self.max_events]
         while len(self.jobs) > self.max_jobs or (
@@ -140,7 +153,7 @@ def test_agrees_with_a_model_of_its_bounds(
             assert event.data == told
         else:
             kept.keep(told, job_id, queue)
-        model.add((queue, job_id), Entry(kept.seq, len(told) + ENTRY_OVERHEAD_BYTES))
+        model.add((queue, job_id), Entry(kept.seq, len(told), is_raw=not watched))
 
     history = kept.history
     assert history.size_bytes == model.size_bytes
@@ -170,7 +183,7 @@ def test_size_stays_the_sum_when_raw_messages_are_understood() -> None:
 
     events = kept.history.events("job", None)
 
-    assert kept.history.size_bytes == sum(len(e.data) + ENTRY_OVERHEAD_BYTES for e in events)
+    assert kept.history.size_bytes == sum(len(e.data) + EVENT_OVERHEAD_BYTES for e in events)
 
 
 def test_one_message_larger_than_all_bytes_is_kept_alone() -> None:
@@ -525,7 +538,7 @@ def test_size_stays_the_sum_while_messages_are_held_and_merged() -> None:
         kept.admit(id=str(number))
     release(kept)
 
-    sizes = [len(event.data) + ENTRY_OVERHEAD_BYTES for event in kept.history.events("job", None)]
+    sizes = [len(event.data) + EVENT_OVERHEAD_BYTES for event in kept.history.events("job", None)]
     assert kept.history.size_bytes == sum(sizes)
 
 

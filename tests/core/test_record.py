@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from relay.core.event import COMPLETED, FAILED, PROGRESS, Draft, JobEvent
-from relay.core.record import ENTRY_OVERHEAD_BYTES, Record, Refusal
+from relay.core.record import EVENT_OVERHEAD_BYTES, RAW_OVERHEAD_BYTES, Record, Refusal
 from tests.fakes import EPOCH, draft, identity, raw
 
 
@@ -114,7 +114,7 @@ def test_ids_without_a_publishers_are_made_of_epoch_and_position(record: Record)
     admitted(record, draft(id="theirs"))
     admitted(record, draft())
 
-    assert [event.id for event in record.events()] == ["e-1", "theirs", "e-3"]
+    assert [event.id for event in record.told] == ["e-1", "theirs", "e-3"]
 
 
 # Fields
@@ -219,8 +219,8 @@ def test_processing_time_of_a_new_run_counts_from_its_begin(record: Record) -> N
 
 
 def test_processing_time_counts_from_a_message_that_was_trimmed_away(record: Record) -> None:
-    record.keep((identity(), raw(), 1, 1000))
-    record.keep((identity(), raw(), 2, 2000))
+    record.raw += (identity(), raw(), 1, 1000)
+    record.raw += (identity(), raw(), 2, 2000)
     record.trim(1)
     record.take_raw()
 
@@ -265,20 +265,20 @@ def test_trim_keeps_the_newest_and_the_end(record: Record) -> None:
     record.trim(3)
 
     assert names(record.snapshot()) == [COMPLETED, "job-note"]
-    assert [event.id for event in record.events()] == ["e-2", "6", "7"]
+    assert [event.id for event in record.told] == ["e-2", "6", "7"]
 
 
 def test_trim_takes_what_is_settled_before_what_is_raw(record: Record) -> None:
-    record.keep((identity(), raw(), 1, 1000))
+    record.raw += (identity(), raw(), 1, 1000)
     told(record, draft(), draft(COMPLETED), draft("job-note"))
 
     record.trim(2)
 
-    assert names(record.events()) == [COMPLETED]
-    assert record.raw_count == 1
+    assert names(record.told) == [COMPLETED]
+    assert record.count == 2
     record.trim(1)
-    assert names(record.events()) == [COMPLETED]
-    assert record.raw_count == 0
+    assert names(record.told) == [COMPLETED]
+    assert record.raw == []
 
 
 def test_an_id_is_known_as_long_as_its_event_is_held(record: Record) -> None:
@@ -290,18 +290,19 @@ def test_an_id_is_known_as_long_as_its_event_is_held(record: Record) -> None:
 
 
 def test_size_is_what_is_held(record: Record) -> None:
-    assert record.keep((identity(), b"12345", 1, 1000)) == 5 + ENTRY_OVERHEAD_BYTES
+    record.raw += (identity(), b"12345", 1, 1000)
+    assert record.size_bytes == record.raw_bytes == 5 + RAW_OVERHEAD_BYTES
     admitted(record, draft())
-    assert record.size_bytes == 5 + len(record.events()[0].data) + 2 * ENTRY_OVERHEAD_BYTES
+    assert record.size_bytes == record.raw_bytes + len(record.told[0].data) + EVENT_OVERHEAD_BYTES
 
     record.take_raw()
     record.trim(1)
 
-    assert record.size_bytes == len(record.events()[0].data) + ENTRY_OVERHEAD_BYTES
+    assert record.size_bytes == len(record.told[0].data) + EVENT_OVERHEAD_BYTES
 
 
 def test_a_message_is_held_until_it_is_understood(record: Record) -> None:
-    record.keep((identity(), b"m", 1, 1000))
+    record.raw += (identity(), b"m", 1, 1000)
 
     before, between = record.holds(b"m"), record.holds(b"other")
     record.take_raw()

@@ -69,7 +69,6 @@ def test_channel_tells_what_stands_in_the_placeholders(
     identity = identity_of(template, channel)
 
     assert (identity.job_id, identity.queue, identity.event) == (job_id, queue, event)
-    assert identity.key == (queue, job_id)
     assert identity.channel == channel.encode()
 
 
