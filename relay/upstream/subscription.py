@@ -30,6 +30,8 @@ SECOND_LOOK_SECONDS: Final = 0.1
 # hiredis moves all that it holds to the front for every KiB that it has read: of a large read it is
 # given a little at a time.
 _PIECE_BYTES: Final = 16 * 1024
+# pmessage, pattern, channel, payload: no other reply to a subscriber has as many.
+_MESSAGE_FIELDS: Final = 4
 _PING: Final = b"*1\r\n$4\r\nPING\r\n"
 # For people who look at CLIENT LIST. Refused to a user that may do no more than it needs to, and then
 # left at that: so it is not redis-py that asks.
@@ -215,18 +217,17 @@ class _Reader(asyncio.Protocol):
         if len(data) > _SMALL_READ_BYTES:
             self._count(len(data))
         replies = self._replies
-        batch: list[list[bytes]] = []
+        batch: list[Any] = []
         try:
             for start in range(0, len(data), _PIECE_BYTES):
                 replies.feed(data, start, min(_PIECE_BYTES, len(data) - start))
-                while (reply := replies.gets()) is not False:
-                    if type(reply) is list and reply[0] == b"pmessage":
-                        batch.append(reply)
-                    else:
-                        self._other(reply)
+                batch += iter(replies.gets, False)
         except hiredis.ProtocolError as error:
             self._lose(f"not the Redis protocol: {error}")
         try:
+            # Looked at one by one only where there is anything else: that takes as long as reading them.
+            if set(map(type, batch)) != {list} or set(map(len, batch)) != {_MESSAGE_FIELDS}:
+                batch = [reply for reply in batch if self._is_message(reply)]
             self._hand_on(batch)
         except Exception as error:  # noqa: BLE001  a bug of ours: it must end the task that owns us
             if not self.lost.done():
@@ -283,8 +284,14 @@ class _Reader(asyncio.Protocol):
         if not (self._handing_on or self._turn_over or self._transport.is_closing()):
             self._transport.resume_reading()
 
-    def _other(self, reply: Any) -> None:
-        """Anything but a message: confirmations, answers to PING, errors."""
+    def _is_message(self, reply: Any) -> bool:
+        """Whether it is one; obeys what it is else: confirmations, answers to PING, errors."""
+        if type(reply) is list and len(reply) == _MESSAGE_FIELDS:
+            return True
+        self._obey(reply)
+        return False
+
+    def _obey(self, reply: Any) -> None:
         if not self._named:
             self._named = True
         elif type(reply) is list and reply[0] == b"pong":
