@@ -252,11 +252,11 @@ class Client:
 
     def congest(self) -> None:
         """The transport stops taking."""
-        self.outbox.congested = True
+        self.outbox.becomes(congested=True)
 
     def relieve(self) -> list[Message]:
         """The transport takes again. Returns what it was given."""
-        self.outbox.congested = False
+        self.outbox.becomes(congested=False)
         return self.flush()
 
 

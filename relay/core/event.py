@@ -88,10 +88,11 @@ class Draft:
     """A message understood, but not yet put in relation to what was known of its job.
 
     `fields` are what clients are given, beside jobId and queueName. `id` is the publisher's event id,
-    `runs` says that the publisher itself wrote a status by which the job is running.
+    `runs` says that the publisher itself wrote a status by which the job is running. `data` is the message
+    where it says all that clients are given, and nothing else: then it need not be written anew.
     """
 
-    __slots__ = ("amended", "fields", "id", "job_id", "name", "queue", "runs", "ts_ms")
+    __slots__ = ("amended", "data", "fields", "id", "job_id", "name", "queue", "runs", "ts_ms")
 
     def __init__(
         self,
@@ -104,7 +105,9 @@ class Draft:
         runs: bool = False,
         ts_ms: float | None = None,
         amended: tuple[AmendedReason, ...] = (),
+        data: bytes | None = None,
     ) -> None:
+        self.data = data
         self.name = name
         self.job_id = job_id
         self.queue = queue
@@ -124,7 +127,7 @@ class Draft:
             elif isinstance(value, int | float):
                 kept[name] = value
         kept["truncated"] = True
-        self.fields = kept
+        self.fields, self.data = kept, None
         self.amended = (*self.amended, AmendedReason.TRUNCATED)
 
 
@@ -196,51 +199,43 @@ class Format(Protocol):
 
 
 class Burst:
-    """One job's events of one batch, in order; their bytes are made once a format, for all who watch."""
+    """One job's events of one batch, in order; their bytes are made once a format, for all who watch.
 
-    __slots__ = ("_encoded", "_format", "_frames", "_joined", "events", "job_id", "queue")
+    `frames` are the bytes of each event and `joined` all of them as one piece, in `format`: the one that was
+    asked for last, which of most bursts is the only one.
+    """
+
+    __slots__ = ("_others", "events", "format", "frames", "job_id", "joined", "queue")
+
+    frames: list[bytes]
+    joined: bytes
 
     def __init__(self, queue: str | None, job_id: str, events: Sequence[JobEvent]) -> None:
         self.queue = queue
         self.job_id = job_id
         self.events = events
-        self._encoded: dict[Format, tuple[list[bytes], bytes]] = {}
-        # Those of the format last asked for: most bursts are never asked for another.
-        self._format: Format | None = None
-        self._frames: list[bytes] = []
-        self._joined = b""
+        self.format: Format | None = None
+        self._others: dict[Format, tuple[list[bytes], bytes]] | None = None
 
-    def frames(self, format: Format) -> list[bytes]:
-        """The bytes of each event."""
-        if format is not self._format:
-            self._turn_to(format)
-        return self._frames
-
-    def joined(self, format: Format) -> bytes:
-        """All frames as one piece."""
-        if format is not self._format:
-            self._turn_to(format)
-        return self._joined
-
-    def _turn_to(self, format: Format) -> None:
-        encoded = self._encoded.get(format)
-        if encoded is None:
-            frames = [format.event(event) for event in self.events]
-            joined = frames[0] if len(frames) == 1 else b"".join(frames)
-            encoded = self._encoded[format] = (frames, joined)
-        self._format = format
-        self._frames, self._joined = encoded
+    def write_as(self, format: Format) -> None:
+        """Have the bytes in `format`."""
+        if self.format is not None:
+            self._others = self._others or {}
+            self._others[self.format] = (self.frames, self.joined)
+            if format in self._others:
+                self.format = format
+                self.frames, self.joined = self._others[format]
+                return
+        self.format = format
+        self.frames = frames = [format.event(event) for event in self.events]
+        self.joined = frames[0] if len(frames) == 1 else b"".join(frames)
 
 
 def text_frame(message: bytes) -> bytes:
     """`message` as one unmasked, final text frame (RFC 6455 §5.2)."""
-    return text_frame_head(len(message)) + message
-
-
-def text_frame_head(length: int) -> bytes:
-    """What stands before a message of `length` bytes in such a frame."""
+    length = len(message)
     if length < 126:
-        return b"\x81%c" % length
+        return b"\x81%c%b" % (length, message)
     if length < 65536:
-        return b"\x81\x7e" + length.to_bytes(2, "big")
-    return b"\x81\x7f" + length.to_bytes(8, "big")
+        return b"\x81\x7e%c%c%b" % (length >> 8, length & 255, message)
+    return b"\x81\x7f%b%b" % (length.to_bytes(8, "big"), message)

@@ -144,11 +144,15 @@ class History:
 
         Returns None where it is not to be told, which `on_refused` has then heard.
         """
+        record = None
         for known in self.known_jobs.get(draft.job_id, ()):
             if known.raw:
                 self._settle(draft.job_id, draft.queue)
-                break
-        record = self._touch((draft.queue, draft.job_id), now, seq)
+            if known.queue == draft.queue:
+                record = known
+        if record is None or record.placed_at <= now - PLACE_SECONDS:
+            record = self._touch((draft.queue, draft.job_id), now, seq)
+        record.updated_at = now
         if record.known_seq <= self.stale_seq:
             record.cut()  # what lies between was skipped, or missed, and nobody has read it
         event = record.admit(draft, seq, now_ms, self.epoch)

@@ -45,7 +45,7 @@ class Record:
     """
 
     __slots__ = (
-        "_end", "_first_ms", "_ids", "_newest_id", "_told_end", "job_id", "known_seq", "placed_at",
+        "_end", "_first_ms", "_ids", "_told_end", "job_id", "known_seq", "placed_at",
         "placed_seq", "progress", "queue", "raw", "told", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
@@ -65,7 +65,6 @@ class Record:
         self._end: JobEvent | None = None  # the event the job ended with, until it runs again
         self._told_end = False  # whether the newest event told is an end
         self._first_ms: int | None = None  # when this run of the job was first seen
-        self._newest_id: str | None = None
         self._ids: set[str] | None = None  # event ids that publishers gave, to tell a copy
 
     @property
@@ -118,32 +117,33 @@ class Record:
 
     def admit(self, draft: Draft, seq: int, at_ms: int, epoch: str) -> JobEvent | Refusal:
         """Make `draft` the job's newest event, or say why it is not told."""
-        name, given = draft.name, draft.fields
+        name, id, ended = draft.name, draft.id, self._end is not None
         # Nothing speaks against a progress of a running job without an id of its own, and most are such.
-        if draft.id is not None or self._end is not None or name != PROGRESS:
+        is_plain = name == PROGRESS and id is None and not ended
+        if not is_plain:
             refusal = self._judge(draft)
             if refusal is not None:
                 return refusal
-        ends = name in TERMINAL
-        seen_before = self._first_ms is not None and (self._end is None or not draft.runs)
+        seen_before = self._first_ms is not None and not (ended and draft.runs)
         if not seen_before:
             self._first_ms = at_ms
-        fields = self._fill_in(draft, at_ms, seen_before=seen_before)
-        event = JobEvent(
-            name, draft.job_id, draft.queue, draft.id or f"{epoch}-{seq}", seq, at_ms,
-            _encode(fields),
-        )  # fmt: skip
-        self._told_end = ends
-        if ends:
-            self._end = event
-        elif draft.runs:
-            self._end = None
-        if self._ids is not None and given.get("status") == "retrying":
+        data = draft.data
+        if data is None or not is_plain:
+            data = _encode(self._fill_in(draft, at_ms, seen_before=seen_before))
+        else:
+            self.progress = draft.fields["progress"]
+        event = JobEvent(name, draft.job_id, draft.queue, id or f"{epoch}-{seq}", seq, at_ms, data)
+        if not is_plain:
+            self._told_end = name in TERMINAL
+            if self._told_end:
+                self._end = event
+            elif draft.runs:
+                self._end = None
+        if self._ids is not None and draft.fields.get("status") == "retrying":
             self._ids = {known for known in self._ids if not known.startswith(_CONTENT_ID)}
-        if draft.id is not None:
+        if id is not None:
             self._ids = self._ids or set()
-            self._ids.add(draft.id)
-        self._newest_id = event.id
+            self._ids.add(id)
         self.told.append(event)
         self.updated_seq = self.known_seq = seq
         return event
@@ -199,19 +199,20 @@ class Record:
             draft.fields.get("status") == "retrying"
             and draft.id is not None
             and draft.id.startswith(_CONTENT_ID)
-            and draft.id != self._newest_id
+            and not (self.told and self.told[-1].id == draft.id)
         )
 
     def _fill_in(self, draft: Draft, at_ms: int, *, seen_before: bool) -> dict[str, Any]:
         """The fields that clients are given, the identity first, with what was missing."""
         given = draft.fields
-        if "progress" in given:
-            self.progress = given["progress"]
+        progress = given.get("progress")
+        if progress is not None:
+            self.progress = progress
         elif draft.runs and self._end is not None:
             self.progress = None  # a new run starts over
         fields: dict[str, Any] = {"jobId": draft.job_id}
         if draft.name == PROGRESS:
-            fields["progress"] = self.progress if self.progress is not None else 0
+            fields["progress"] = self.progress or 0
             status = given.get("status")
             fields["status"] = status if type(status) is str else "active"
         elif draft.name == COMPLETED:

@@ -87,10 +87,11 @@ class Router:
         # Most messages are of jobs that nobody watches: what is done for each of them is done by local
         # names and without a call (which costs as much as the rest of a step).
         stats, index, history = self._stats, self._index, self.history
-        named, queues, holding = index.named, index.queues, history.holding
+        named, queues, watches, holding = index.named, index.queues, index.watches, history.holding
         remembered, known_jobs = self._remembered, history.known_jobs
         max_bytes = self.max_payload_bytes * OVERSIZE_FACTOR
         kept: list[RawMessage] | None = [] if history.keeps_unwatched else None
+        any_queue, watched = bool(queues), False
         unwatched = 0
         bursts: dict[Key, list[JobEvent]] = {}
         routed = Routed(0, [])
@@ -99,42 +100,31 @@ class Router:
         self.seq += len(messages)
         for _, pattern, channel, message in messages:
             seq += 1
-            identity = remembered[pattern].get(channel)
-            if (
-                identity is not None
-                and (job_id := identity.job_id) is not None
-                and job_id not in named
-                and (not queues or (identity.queue is not None and identity.queue not in queues))
-                and job_id not in holding
-                and len(message) <= max_bytes
-            ):
-                unwatched += 1
-                if kept is not None:
-                    kept.append((identity, message, seq, now_ms))
-                elif job_id in known_jobs:
-                    history.skip(job_id)
-                continue
-            if kept:
-                history.keep(kept, now)
-                kept = []
-            identity = identity or self._identify(pattern, channel)
+            identity = remembered[pattern].get(channel) or self._identify(pattern, channel)
             if identity is None:
                 continue
             if len(message) > max_bytes:
                 self._invalid(InvalidReason.TOO_LARGE, channel)
                 continue
-            job_id = identity.job_id
-            if job_id is not None:
-                if job_id in holding:
-                    history.keep(((identity, message, seq, now_ms),), now)
-                    continue
-                if not index.watches(identity.queue, job_id):
+            job_id, queue = identity.job_id, identity.queue
+            if job_id is not None and job_id not in holding:
+                if queue is None:
+                    watched = job_id in named or any_queue
+                else:
+                    watched = (job_id in named or queue in queues) and watches(queue, job_id)
+                if not watched:
                     unwatched += 1
                     if kept is not None:
                         kept.append((identity, message, seq, now_ms))
-                    else:
+                    elif job_id in known_jobs:
                         history.skip(job_id)
                     continue
+            if kept:
+                history.keep(kept, now)
+                kept = []
+            if job_id in holding:
+                history.keep(((identity, message, seq, now_ms),), now)
+                continue
             draft = self.understand(identity, message)
             if draft is None:
                 continue
@@ -143,13 +133,13 @@ class Router:
                 history.keep(((told, message, seq, now_ms),), now)
                 continue
             # Where the payload tells nothing more than the channel, the question was answered above.
-            is_answered = job_id is not None and draft.queue == identity.queue
-            watched = is_answered or index.watches(draft.queue, draft.job_id)
-            if not watched:
-                unwatched += 1
-                if kept is None:
-                    history.skip(draft.job_id)
-                    continue
+            if job_id is None or draft.queue != queue:
+                watched = watches(draft.queue, draft.job_id)
+                if not watched:
+                    unwatched += 1
+                    if kept is None:
+                        history.skip(draft.job_id)
+                        continue
             event = history.admit(draft, seq, now, now_ms)
             if event is None or not watched:
                 continue

@@ -24,7 +24,7 @@ from relay.core.event import Burst, Format
 from relay.core.grants import Grants
 from relay.core.history import History, Key
 from relay.core.index import Index, Topic, topics_of
-from relay.core.outbox import OVERFLOW, PASSED, Outbox, Verdict
+from relay.core.outbox import HELD, OVERFLOW, PASSED, Outbox, Verdict
 from relay.core.rights import FORBIDDEN, Proof, may_watch, refuse_forbidden, told_of_removed
 from relay.core.standing import Debt, Sent, Subscribing, since_of_bearer, stand
 from relay.core.stats import Stats
@@ -220,12 +220,9 @@ class Session:
 
     def offer(self, burst: Burst) -> Verdict:
         """Be told of a job's new events. Verdict OVERFLOW: close as a slow consumer."""
-        if self._pending_queue is not None and self._waits_for(burst):
-            return Verdict.HELD
-        if self.backfill is not None:
-            absorbed = self.backfill.absorb(burst)
+        if self.backfill is not None or self._pending_queue is not None:
+            absorbed = self._absorb(burst)
             if absorbed is not None:
-                self._wake()
                 return absorbed
         verdict = self.outbox.offer(burst)
         if not self.woken:
@@ -461,6 +458,15 @@ class Session:
         verdict = self.backfill.owe(key, position, snapshot=snapshot, sent_after=sent_after)
         self._check(verdict)
         self._wake()
+
+    def _absorb(self, burst: Burst) -> Verdict | None:
+        """What becomes of a burst that is not sent as it comes; None where it is."""
+        if self._pending_queue is not None and self._waits_for(burst):
+            return HELD
+        absorbed = None if self.backfill is None else self.backfill.absorb(burst)
+        if absorbed is not None:
+            self._wake()
+        return absorbed
 
     # Sending
 

@@ -13,14 +13,13 @@ import orjson
 
 from relay.core import payload
 from relay.core.errors import TEMPORARY, CommandError, ErrorCode
-from relay.core.event import JobEvent, is_name, text_frame, text_frame_head
+from relay.core.event import JobEvent, is_name, text_frame
 
 Ref = str | float | None
 MAX_REF_CHARACTERS: Final = 64
 _MAX_DEPTH: Final = 254  # orjson writes no deeper; what a client sends must fit into its answer
 # An event id comes back in the header Last-Event-ID, where none of these can stand.
 _NOT_IN_A_HEADER: Final = re.compile(r"[\x00-\x1f\x7f]")
-_ENVELOPE_BYTES: Final = len(b'{"event":"","data":,"id":}')
 COMMANDS: Final = frozenset(
     {
         "subscribe-to-job",
@@ -250,11 +249,15 @@ class _WebSocketFormat:
     transport = "websocket"
 
     def event(self, event: JobEvent) -> bytes:
-        # The name is of a safe alphabet (see `event_name`); an id may hold anything. The frame is put
-        # together in one step: every watched event passes here.
-        name, data, id = event.name.encode(), event.data, orjson.dumps(event.id)
-        head = text_frame_head(_ENVELOPE_BYTES + len(name) + len(data) + len(id))
-        return b"".join((head, b'{"event":"', name, b'","data":', data, b',"id":', id, b"}"))
+        # The name is of a safe alphabet (see `event_name`); an id may hold anything, and nearly never does: then it
+        # is quoted in a tenth of the time that the encoder takes.
+        id = event.id
+        if id.isascii() and id.isprintable() and '"' not in id and "\\" not in id:
+            quoted = b'"%b"' % id.encode()
+        else:
+            quoted = orjson.dumps(id)
+        name = event.name.encode()
+        return text_frame(b'{"event":"%b","data":%b,"id":%b}' % (name, event.data, quoted))
 
     def reply(self, event: str, data: object, ref: Ref = None) -> bytes:
         reply: dict[str, object] = {"event": event, "data": data}

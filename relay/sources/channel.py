@@ -103,18 +103,21 @@ def _plain_progress(identity: Identity, message: bytes, fields: dict[str, Any]) 
         name is not None or (status is not None and status.lower() in _ENDED_STATUSES)
     ):
         return None
-    event_id = None
+    event_id = data = None
     if "eventId" in fields:
         event_id = _leading_event_id(message, fields)
         if event_id is None:
             return None
+    elif "event" not in fields and status is not None and fields.get("queueName") == queue:
+        # A line break would end the line in an event stream.
+        data = None if b"\n" in message or b"\r" in message else message
     if names_progress:
         del fields["event"]
     del fields["jobId"]
     fields.pop("queueName", None)
     ts = fields.get("ts")
     return Draft(
-        PROGRESS, job_id, queue, fields,
+        PROGRESS, job_id, queue, fields, data=data,
         id=event_id, runs=status in RUNNING_STATUSES, ts_ms=ts if type(ts) in (int, float) else None,
     )  # fmt: skip
 

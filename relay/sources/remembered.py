@@ -8,7 +8,7 @@ from typing import Final
 from relay.core.event import Identity
 
 MAX_REMEMBERED_CHANNELS: Final = (
-    131_072  # of some 300 bytes each; more than history has jobs, by default
+    131_072  # of some 400 bytes; more than history has jobs, by default
 )
 _MAX_REMEMBERED_BYTES: Final = 512  # of one channel's name
 

@@ -95,6 +95,7 @@ class Gateway:
         self.log = structlog.stdlib.get_logger()
         self.hub = hub
         self.flusher = flusher
+        self.stats = hub.stats
         self.look_up = look_up
         self.prove = prove
         self.clock_ms = clock_ms
@@ -141,7 +142,7 @@ class Gateway:
 
     def count_rejected(self, label: str) -> None:
         """Count a connection or request that was refused."""
-        self.hub.stats.handshakes_rejected[label] += 1
+        self.stats.handshakes_rejected[label] += 1
 
     def rejected(self, refusal: Refusal, remote: str, event: str = "handshake_rejected") -> None:
         """Count a refusal and say so in the log. What an operator may have to put right is a warning."""
@@ -173,7 +174,7 @@ class Gateway:
 
     def adopt(self, connection: Connection, transport: asyncio.Transport, response: bytes) -> None:
         """Begin to care for a connection that has its transport now, and let it start."""
-        session, stats = connection.session, self.hub.stats
+        session, stats = connection.session, self.stats
         kind = connection.transport_name
         self._connections[connection] = None
         self._heartbeat.add(connection)
@@ -208,7 +209,7 @@ class Gateway:
         if not self._connections:
             self._empty.set()
         reason = connection.reason or CloseReason.CONNECTION_LOST
-        stats = self.hub.stats
+        stats = self.stats
         kind = connection.transport_name
         stats.connections[kind] -= 1
         stats.connections_closed[reason.label] += 1

@@ -106,10 +106,10 @@ class EventStream(asyncio.Protocol):
         self._gateway.closed(self)
 
     def pause_writing(self) -> None:
-        self.session.outbox.congested = True
+        self.session.outbox.becomes(congested=True)
 
     def resume_writing(self) -> None:
-        self.session.outbox.congested = False
+        self.session.outbox.becomes(congested=False)
         self.flush()
 
     # What the relay tells
@@ -205,7 +205,7 @@ class EventStream(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
         self.sent_bytes += len(data)
-        self._gateway.hub.stats.delivered_bytes += len(data)
+        self._gateway.stats.delivered_bytes += len(data)
 
 
 class EventStreams:
@@ -276,7 +276,7 @@ class _Opening(web.StreamResponse):
         if transport is None:
             return
         stream = EventStream(self._gateway, transport, self._remote, self._grants, self._commands)
-        stream.session.outbox.congested = congested
+        stream.session.outbox.becomes(congested=congested)
         transport.set_protocol(stream)
         _give_up_after(transport, self._gateway.patience_seconds)
         self._gateway.adopt(stream, transport, self._head())

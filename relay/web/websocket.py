@@ -107,10 +107,10 @@ class WebSocket(asyncio.Protocol):
         self._gateway.closed(self)
 
     def pause_writing(self) -> None:
-        self.session.outbox.congested = True
+        self.session.outbox.becomes(congested=True)
 
     def resume_writing(self) -> None:
-        self.session.outbox.congested = False
+        self.session.outbox.becomes(congested=False)
         self.flush()
 
     # What the relay tells
@@ -284,5 +284,6 @@ class WebSocket(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
-        self.sent_bytes += len(data)
-        self._gateway.hub.stats.delivered_bytes += len(data)
+        size = len(data)
+        self.sent_bytes += size
+        self._gateway.stats.delivered_bytes += size

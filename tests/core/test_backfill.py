@@ -112,17 +112,17 @@ def test_what_the_transport_held_up_is_conflated(owing: Owing) -> None:
     owing.backfill.owe((None, "job"), position=0, snapshot=False)
     first = owing.refill()
 
-    owing.outbox.congested = True
+    owing.outbox.becomes(congested=True)
     assert owing.refill() == []
-    owing.outbox.congested = False
+    owing.outbox.becomes(congested=False)
 
     assert first == ["e-1", "e-2"]
     assert owing.refill() + owing.refill() == ["e-4", "e-6"]
 
 
 def test_what_is_owed_from_now_on_is_not_conflated_for_a_congestion_before(owing: Owing) -> None:
-    owing.outbox.congested = True
-    owing.outbox.congested = False
+    owing.outbox.becomes(congested=True)
+    owing.outbox.becomes(congested=False)
     owing.admit()
     owing.admit()
 
@@ -134,9 +134,9 @@ def test_what_is_owed_from_now_on_is_not_conflated_for_a_congestion_before(owing
 def test_a_replay_asked_for_during_a_congestion_is_conflated(owing: Owing) -> None:
     owing.admit()
     owing.admit()
-    owing.outbox.congested = True
+    owing.outbox.becomes(congested=True)
     owing.backfill.owe((None, "job"), position=0, snapshot=False)
-    owing.outbox.congested = False
+    owing.outbox.becomes(congested=False)
 
     assert owing.refill() == ["e-2"]
 
@@ -155,7 +155,7 @@ def test_an_end_does_not_wait(owing: Owing) -> None:
 def test_a_live_event_of_a_congested_session_does_not_wait_in_history(owing: Owing) -> None:
     owing.admit()
     owing.backfill.owe((None, "job"), position=0, snapshot=False)
-    owing.outbox.congested = True
+    owing.outbox.becomes(congested=True)
 
     owing.backfill.absorb(burst(owing.admit("job-stalled")))
 
@@ -230,7 +230,7 @@ def test_cancel_forgets_and_is_idempotent(owing: Owing) -> None:
 
 def test_an_outbox_that_cannot_take_the_end_overflows() -> None:
     owing = Owing(max_outbox_bytes=1000)
-    owing.outbox.congested = True
+    owing.outbox.becomes(congested=True)
     owing.outbox.reply(b"\x81\x02{}")
     owing.backfill.owe((None, "job"), position=0, snapshot=False)
 
@@ -319,7 +319,7 @@ class OneClient(RuleBasedStateMachine):
 
     @rule(congested=st.booleans())
     def congest(self, congested: bool) -> None:
-        self.client.outbox.congested = congested
+        self.client.outbox.becomes(congested=congested)
 
     @rule(rounds=st.integers(min_value=1, max_value=2))
     def flush(self, rounds: int) -> None:

@@ -99,9 +99,10 @@ class Model:
 
     def settle(self, queue: str | None, job_id: str) -> None:
         """The job's messages are understood."""
-        for key in {(None, job_id), (queue, job_id)} & self.jobs.keys():
-            for entry in self.jobs[key]:
-                entry.is_raw = False
+        for (where, which), entries in self.jobs.items():
+            if which == job_id and (queue is None or where in (None, queue)):
+                for entry in entries:
+                    entry.is_raw = False
 
     def add(self, key: Key, entry: Entry) -> None:
         if not entry.is_raw:

@@ -64,7 +64,7 @@ def run(script: list[Step], max_bytes: int = 1 << 20) -> Run:
             assert bool(data) is bool(before)
             done.taken += decode(data)
         else:
-            outbox.congested = what == "congest"
+            outbox.becomes(congested=what == "congest")
         assert stats.outbox_bytes == outbox.held_bytes >= 0
     return done
 
@@ -135,7 +135,7 @@ def test_nothing_is_conflated_while_the_transport_takes_all(script: list[Step]) 
 def congested() -> Outbox:
     """An outbox of 1000 bytes beside a transport that takes nothing."""
     outbox = Outbox(1000, Stats())
-    outbox.congested = True
+    outbox.becomes(congested=True)
     return outbox
 
 
@@ -178,7 +178,7 @@ def test_a_burst_that_conflates_to_what_fits_does_not_overflow(congested: Outbox
 
 
 def test_one_read_is_no_backlog_however_large(congested: Outbox) -> None:
-    congested.congested = False
+    congested.becomes(congested=False)
     events = [event(seq=seq, padding_bytes=600) for seq in range(1, 20)]
 
     assert congested.offer(burst(*events)) is Verdict.PASSED
@@ -196,7 +196,7 @@ def test_take_gives_as_many_held_frames_as_fit(congested: Outbox) -> None:
 
 def test_what_follows_held_frames_waits_behind_them(congested: Outbox) -> None:
     congested.offer(burst(event(COMPLETED, seq=1)))
-    congested.congested = False
+    congested.becomes(congested=False)
 
     assert congested.offer(burst(event(seq=2))) is Verdict.HELD
     assert [m["data"]["seq"] for m in decode(congested.take(1000))] == [1, 2]
@@ -206,7 +206,7 @@ def test_what_follows_held_frames_waits_behind_them(congested: Outbox) -> None:
 def test_held_events_count_as_delivered_when_taken() -> None:
     stats = Stats()
     outbox = Outbox(1000, stats)
-    outbox.congested = True
+    outbox.becomes(congested=True)
 
     outbox.offer(burst(event(seq=1), event(seq=2), event("job-stalled", seq=3)))
 
@@ -219,7 +219,7 @@ def test_clear_forgets_all() -> None:
     stats = Stats()
     outbox = Outbox(1000, stats)
     outbox.offer(burst(event(seq=1)))
-    outbox.congested = True
+    outbox.becomes(congested=True)
     outbox.offer(burst(event(seq=2)))
 
     outbox.clear()
@@ -232,7 +232,7 @@ def test_congestions_counts_beginnings_only() -> None:
     outbox = Outbox(1000, Stats())
 
     for congested in (True, True, False, False, True):
-        outbox.congested = congested
+        outbox.becomes(congested=congested)
 
     assert outbox.congestions == 2
 
@@ -254,7 +254,7 @@ def test_each_format_is_written_once_for_all_its_watchers() -> None:
 
 def test_congested_stream_holds_frames_of_its_own_format() -> None:
     outbox = Outbox(1 << 20, Stats(), EVENT_STREAM)
-    outbox.congested = True
+    outbox.becomes(congested=True)
 
     outbox.offer(burst(event(seq=1)))
     outbox.offer(burst(event(seq=2)))

@@ -354,7 +354,8 @@ def test_all_watchers_of_an_event_are_offered_one_and_the_same_encoding(
     offered: list[bytes] = []
 
     def offer(self: Session, burst: Any) -> Verdict:
-        offered.append(burst.joined(self.outbox.format))
+        burst.write_as(self.outbox.format)
+        offered.append(burst.joined)
         return Verdict.PASSED
 
     monkeypatch.setattr(Session, "offer", offer)
