@@ -59,6 +59,8 @@ from relay.web.visit import Reception
 TICK_SECONDS: Final = 1.0
 INVALID_LINES_PER_SECOND: Final = 5
 HTTP_SHUTDOWN_SECONDS: Final = 2.0
+# Channels remembered of each source, beside as many as history has jobs.
+CHANNELS_BESIDE_HISTORY: Final = 16_384
 # What a reload may change; everything else is said to need a restart.
 RELOADABLE: Final = ("log.level", "limits", "server.allowed_origins", "server.allowed_hosts")
 
@@ -120,6 +122,7 @@ class Relay:
             index=self._index,
             stats=self._stats,
             max_payload_bytes=config.limits.max_payload_bytes,
+            max_channels=CHANNELS_BESIDE_HISTORY + config.history.max_jobs,
             on_invalid=self._on_invalid,
             on_overflow=lambda session: self._gateway.overflowed(session),
         )

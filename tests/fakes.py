@@ -32,7 +32,6 @@ class Dialect:
     pattern = "*"
 
     def __init__(self) -> None:
-        self.remembered: dict[bytes, Identity | None] = {}
         self.understood: list[bytes] = []
         self.default_name = PROGRESS
 

@@ -5,7 +5,7 @@ makes the `JobEvent`. A `Burst` is what one batch from Redis brought for one job
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from relay.core.errors import AmendedReason
@@ -135,10 +135,6 @@ class Source(Protocol):
     """A publisher's dialect. Both methods are pure."""
 
     pattern: str
-
-    @property
-    def remembered(self) -> Mapping[bytes, "Identity | None"]:
-        """What `identify` said of channels before."""
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells, or None where it is not of this source's shape."""

@@ -28,7 +28,7 @@ Key = tuple[str | None, str]  # queue, job id
 # Jobs passed over at one eviction, which must not take long: watched ones, and such as were updated since
 # they were put in their place.
 _MAX_SPARED: Final = 64
-_MAX_PUT_BACK: Final = 4
+_MAX_PUT_BACK: Final = 16
 PLACE_SECONDS: Final = 1.0  # how long a job that is updated keeps its place in the order
 _CANDIDATES_PER_JOB: Final = 4  # looked at for each of a queue's newest jobs
 
@@ -150,9 +150,10 @@ class History:
                 self._settle(draft.job_id, draft.queue)
             if known.queue == draft.queue:
                 record = known
-        if record is None or record.placed_at <= now - PLACE_SECONDS:
+        if record is None:  # or made just now, of what was raw
             record = self._touch((draft.queue, draft.job_id), now, seq)
-        record.updated_at = now
+        else:
+            self._place(record, now, seq)
         if record.known_seq <= self.stale_seq:
             record.cut()  # what lies between was skipped, or missed, and nobody has read it
         event = record.admit(draft, seq, now_ms, self.epoch)
@@ -275,27 +276,32 @@ class History:
         return () if record is None else (record,)
 
     def _touch(self, key: Key, now: float, seq: int) -> Record:
-        """The record of `key`, put in its place where that is due: it is about to be updated."""
-        record = self._records.get(key)
-        if record is None:
-            record = self._add(*key)
-        elif record.placed_at > now - PLACE_SECONDS:
-            record.updated_at = now
-            return record
-        else:
-            self._put_last(record)
-        record.updated_at = record.placed_at = now
-        record.placed_seq = seq
+        """The record of `key`, which is about to be updated."""
+        record = self._records.get(key) or self._add(key)
+        self._place(record, now, seq)
         return record
 
     def _touch_at(self, identity: Identity, now: float, seq: int) -> Record:
-        """The record of a channel's job, as `_touch` gives it, to be found without a look-up from now on."""
-        assert identity.job_id is not None
-        record = identity.record = self._touch((identity.queue, identity.job_id), now, seq)
+        """The record of a channel's job, to be found without a look-up from now on."""
+        record: Record | None = identity.record
+        if record is None or record.is_forgotten:
+            key = (identity.queue, identity.job_id)
+            record = identity.record = self._touch(key, now, seq)  # type: ignore[arg-type]
+        else:
+            self._place(record, now, seq)
         return record
 
-    def _add(self, queue: str | None, job_id: str) -> Record:
-        record = self._records[queue, job_id] = Record(queue, job_id)
+    def _place(self, record: Record, now: float, seq: int) -> None:
+        """Put a record that is updated at `seq` in its place, where that is due."""
+        record.updated_at = now
+        if record.placed_at <= now - PLACE_SECONDS:
+            record.placed_at = now
+            record.placed_seq = seq
+            self._put_last(record)
+
+    def _add(self, key: Key) -> Record:
+        queue, job_id = key
+        record = self._records[key] = Record(key)
         self.known_jobs[job_id] = (*self.known_jobs.get(job_id, ()), record)
         if queue is not None:
             jobs = self._by_queue.get(queue)
@@ -306,7 +312,7 @@ class History:
 
     def _put_last(self, record: Record) -> None:
         """Let `record` go after all others."""
-        self._records.move_to_end((record.queue, record.job_id))
+        self._records.move_to_end(record.key)
         if record.queue is not None:
             self._by_queue[record.queue].move_to_end(record.job_id)
 
@@ -352,19 +358,21 @@ class History:
     def _evict(self, newest: Record) -> None:
         """Get back within the bounds: whole jobs first, then the newest job's own past.
 
-        A job that was updated since it was put in its place is put behind the others. Of a job that is watched by name the newest is kept in their place: to know what its watchers
-        were told is what keeps them from being told it again.
+        A job that was updated since it was put in its place is put behind the others. Of a job that is
+        watched by name the newest is kept in their place: to know what its watchers were told is what keeps
+        them from being told it again.
         """
         spared = put_back = 0
         while len(self._records) > self._max_jobs or (
             self.size_bytes > self._max_bytes and len(self._records) > 1
         ):
             oldest = next(iter(self._records.values()))
-            if put_back < _MAX_PUT_BACK and oldest.updated_seq > oldest.placed_seq:
+            is_due = put_back >= _MAX_PUT_BACK or oldest.updated_seq <= oldest.placed_seq
+            if oldest is newest or not is_due:
                 put_back += 1
                 oldest.placed_seq = oldest.updated_seq
                 self._put_last(oldest)
-            elif spared < _MAX_SPARED and oldest is not newest and self._is_watched(oldest.job_id):
+            elif spared < _MAX_SPARED and self._is_watched(oldest.job_id):
                 spared += 1
                 self.size_bytes -= oldest.trim(1)
                 self._put_last(oldest)
@@ -376,7 +384,7 @@ class History:
     def _forget(self, record: Record) -> None:
         self.size_bytes -= record.size_bytes
         record.forget()
-        del self._records[record.queue, record.job_id]
+        del self._records[record.key]
         records = self.known_jobs.pop(record.job_id)
         if len(records) > 1:
             self.known_jobs[record.job_id] = tuple(

@@ -45,13 +45,13 @@ class Record:
     """
 
     __slots__ = (
-        "_end", "_first_ms", "_ids", "_told_end", "job_id", "known_seq", "placed_at",
+        "_end", "_first_ms", "_ids", "_told_end", "is_forgotten", "job_id", "key", "known_seq", "placed_at",
         "placed_seq", "progress", "queue", "raw", "told", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
-    def __init__(self, queue: str | None, job_id: str) -> None:
-        self.queue = queue
-        self.job_id = job_id
+    def __init__(self, key: tuple[str | None, str]) -> None:
+        self.key = key
+        self.queue, self.job_id = key
         self.told: list[JobEvent] = []
         self.raw: list[Any] = []
         self.updated_at = 0.0  # monotonic seconds
@@ -59,6 +59,7 @@ class Record:
         # When it was last put behind all others in history's order, and `updated_seq` of then.
         self.placed_at = -math.inf
         self.placed_seq = 0
+        self.is_forgotten = False
         self.known_seq = 0  # up to where it is the newest that Redis gave, as far as we know
         self.trimmed_seq = 0  # of the newest entry that was trimmed away, or lost behind
         self.progress: float | None = None
@@ -94,6 +95,7 @@ class Record:
         self.told, self.raw = [], []
         self._end = self._ids = None
         self.placed_at = -math.inf
+        self.is_forgotten = True
 
     def holds(self, message: bytes) -> bool:
         """Whether this very message is among those not yet understood."""

@@ -15,11 +15,14 @@ from relay.core.history import History, Key
 from relay.core.index import Index
 from relay.core.outbox import OVERFLOW, PASSED
 from relay.core.record import RawMessage, Refusal
+from relay.core.remembered import Remembered
 from relay.core.session import Session
 from relay.core.stats import Stats
 
 # A payload above the limit is still read for how the job ended, up to this many times the limit.
 OVERSIZE_FACTOR: Final = 16
+
+_NOTHING: Final[Mapping[bytes, Identity]] = {}
 
 RedisMessage = Sequence[bytes]  # b"pmessage", pattern, channel, payload
 
@@ -54,6 +57,7 @@ class Router:
 
     Args:
         history: is told to call `understand` and `refused` of this object.
+        max_channels: of each source; so many are taken apart once, and not with each message.
         on_overflow: told of each session whose outbox is full, after the batch.
         on_routed: told of each watched event, for the debug log; None costs nothing.
     """
@@ -65,6 +69,7 @@ class Router:
         index: Index[Session],
         stats: Stats,
         max_payload_bytes: int,
+        max_channels: int = 16_384,
         on_invalid: OnInvalid,
         on_overflow: Callable[[Session], None],
         on_routed: Callable[[JobEvent, float | None], None] | None = None,
@@ -72,7 +77,7 @@ class Router:
         self.seq = 0
         self.history: History  # given right after: history understands by this object
         self._sources = sources
-        self._remembered = {pattern: source.remembered for pattern, source in sources.items()}
+        self._remembered = {pattern: Remembered(max_channels) for pattern in sources}
         self._index = index
         self._stats = stats
         self.max_payload_bytes = max_payload_bytes
@@ -95,12 +100,15 @@ class Router:
         unwatched = 0
         bursts: dict[Key, list[JobEvent]] = {}
         routed = Routed(0, [])
+        of_pattern, identities = b"", _NOTHING
         seq = self.seq
         stats.received += len(messages)
         self.seq += len(messages)
         for _, pattern, channel, message in messages:
             seq += 1
-            identity = remembered[pattern].get(channel) or self._identify(pattern, channel)
+            if pattern != of_pattern:  # most relays have one
+                of_pattern, identities = pattern, remembered[pattern]
+            identity = identities.get(channel) or self._identify(pattern, channel)
             if identity is None:
                 continue
             if len(message) > max_bytes:
@@ -237,6 +245,8 @@ class Router:
             return None
         if identity is None:
             self._invalid(InvalidReason.NO_IDENTITY, channel)
+        else:
+            self._remembered[pattern].keep(identity)
         return identity
 
     def _is_too_large(self, message: bytes, channel: bytes) -> bool:

@@ -18,7 +18,6 @@ from relay.core import payload
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import COMPLETED, FAILED, PROGRESS, TERMINAL, Draft, Identity, is_name
 from relay.sources.channel import percent
-from relay.sources.remembered import Remembered
 from relay.sources.template import ChannelTemplate
 
 _TASK_KEY: Final = "celery-task-meta-"
@@ -58,7 +57,6 @@ class CelerySource:
         # Not by way of `parse`: a brace in the app's prefix is no placeholder.
         self.pattern = ChannelTemplate(prefix + "{jobId}", [prefix, ""], ["jobId"]).pattern
         self._prefix = prefix.encode()
-        self.remembered = Remembered()
 
     def key(self, job_id: str) -> bytes:
         """The Redis key that holds the task's last state; also its channel."""
@@ -70,9 +68,6 @@ class CelerySource:
         Raises:
             DecodeError: the task's id cannot name a job.
         """
-        known = self.remembered.get(channel)
-        if known is not None:
-            return known
         if not channel.startswith(self._prefix):
             return None
         try:
@@ -81,7 +76,7 @@ class CelerySource:
             raise DecodeError(InvalidReason.NO_IDENTITY) from None
         if not is_name(job_id):
             raise DecodeError(InvalidReason.NO_IDENTITY)
-        return self.remembered.keep(Identity(self, channel, job_id, None))
+        return Identity(self, channel, job_id, None)
 
     def parse(self, identity: Identity, message: bytes) -> Draft:
         """The draft in `message`, a task's state as Celery stores it.

@@ -20,7 +20,6 @@ from relay.core.event import (
     is_event_id,
     is_name,
 )
-from relay.sources.remembered import Remembered
 from relay.sources.template import ChannelTemplate
 
 _COMPLETED_STATUSES: Final = frozenset(
@@ -44,7 +43,6 @@ class ChannelSource:
     def __init__(self, template: ChannelTemplate) -> None:
         self.pattern = template.pattern
         self._template = template
-        self.remembered = Remembered()
 
     def identify(self, channel: bytes) -> Identity | None:
         """What `channel` tells; None where it is not of the template's shape.
@@ -52,9 +50,6 @@ class ChannelSource:
         Raises:
             DecodeError: a placeholder of it holds what cannot be a job's or a queue's name.
         """
-        known = self.remembered.get(channel)
-        if known is not None:
-            return known
         found = self._template.match(channel)
         if found is None:
             return None
@@ -66,7 +61,7 @@ class ChannelSource:
         if not ((job_id is None or is_name(job_id)) and (queue is None or is_name(queue))):
             raise DecodeError(InvalidReason.NO_IDENTITY)
         event = event_name(told.get("event"))
-        return self.remembered.keep(Identity(self, channel, job_id, queue, event))
+        return Identity(self, channel, job_id, queue, event)
 
     def parse(self, identity: Identity, message: bytes) -> Draft:
         """The draft in `message`, put right where it can be.

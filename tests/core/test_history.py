@@ -663,3 +663,58 @@ def test_a_job_is_known_by_the_ids_that_publishers_gave_in_any_of_its_queues() -
     assert made == f"{EPOCH}-2"
     assert not kept.history.knows("job", made)
     assert kept.history.newest_id("another") is None
+
+
+# The order in which jobs go
+
+
+def at_once(kept: Kept, *job_ids: str) -> None:
+    """A message of each of these jobs, all received at the same moment."""
+    messages = []
+    for job_id in job_ids:
+        kept.seq += 1
+        messages.append((identity(job_id), raw(), kept.seq, 1000))
+    kept.history.keep(messages, 1.0)
+
+
+def test_a_job_that_was_updated_within_the_second_goes_after_one_that_was_not() -> None:
+    kept = Kept(max_jobs=2)
+    at_once(kept, "a", "b")
+    at_once(kept, "a")
+
+    at_once(kept, "c")
+
+    assert [job_id for job_id in "abc" if kept.seqs(job_id)] == ["a", "c"]
+
+
+def test_the_job_of_the_newest_message_stays_however_many_were_updated_within_the_second() -> None:
+    kept = Kept(max_jobs=50)
+    many = [str(number) for number in range(50)]
+    at_once(kept, *many)
+    at_once(kept, *many)
+
+    at_once(kept, *(f"new-{number}" for number in range(30)), many[20])
+
+    assert len(kept.history) == 50
+    assert len(kept.seqs(many[20])) == 3
+
+
+def test_newest_of_a_queue_are_in_order_within_a_second_too() -> None:
+    kept = Kept()
+    for job_id in "abca":
+        kept.seq += 1
+        kept.history.keep([(identity(job_id, "q"), raw(), kept.seq, 1000)], 1.0)
+
+    assert kept.history.newest_of_queue("q", 2) == ["c", "a"]
+
+
+def test_a_channel_finds_its_job_again_after_it_was_forgotten() -> None:
+    kept = Kept(max_jobs=1)
+    channel = identity("a")
+    for told in (channel, identity("b"), channel):
+        kept.seq += 1
+        kept.history.keep([(told, raw(), kept.seq, 1000)], 1.0)
+
+    assert kept.seqs("a") == [3]
+    assert kept.seqs("b") == []
+    assert len(kept.history) == 1

@@ -31,7 +31,7 @@ def data(record: Record, each: Draft, at_ms: int | None = None) -> dict[str, Any
 
 @pytest.fixture
 def record() -> Record:
-    return Record("q", "job")
+    return Record(("q", "job"))
 
 
 # After the end

@@ -264,6 +264,23 @@ def test_bug_in_parsing_costs_that_message_alone_and_is_reported_with_the_error(
     assert bench.stats.invalid == {InvalidReason.INTERNAL.value: 1}
 
 
+def test_channel_is_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    identify = ChannelSource.identify
+
+    def counted(source: ChannelSource, channel: bytes) -> Identity | None:
+        asked.append(channel)
+        return identify(source, channel)
+
+    monkeypatch.setattr(ChannelSource, "identify", counted)
+    bench = Bench()
+
+    for _ in range(3):
+        bench.receive_batch([("jobs:q:job", progress(10)), ("jobs:q:other", progress(30))])
+
+    assert asked == [b"jobs:q:job", b"jobs:q:other"]
+
+
 def test_bug_in_identifying_costs_that_message_alone() -> None:
     bench = Bench(source=Unidentifying)
     client = bench.watcher()

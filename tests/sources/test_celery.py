@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from relay.core.errors import AmendedReason, DecodeError, InvalidReason
 from relay.core.event import COMPLETED, FAILED, PROGRESS, Draft
 from relay.sources.celery import CelerySource
-from relay.sources.remembered import MAX_REMEMBERED_CHANNELS
 
 TASK = "014d7a5c-1b66-44c4-b471-9024b4b1e0d1"
 CHANNEL = b"celery-task-meta-" + TASK.encode()
@@ -106,21 +105,6 @@ def test_task_id_that_cannot_name_a_job_is_refused(task_id: bytes) -> None:
         CelerySource().identify(b"celery-task-meta-" + task_id)
 
     assert caught.value.reason is InvalidReason.NO_IDENTITY
-
-
-def test_identity_of_a_channel_is_made_once() -> None:
-    source = CelerySource()
-
-    assert source.identify(CHANNEL) is source.identify(CHANNEL)
-
-
-def test_remembered_channels_are_bounded() -> None:
-    source = CelerySource()
-
-    for n in range(MAX_REMEMBERED_CHANNELS + 10):
-        source.identify(b"celery-task-meta-%d" % n)
-
-    assert len(source.remembered) <= MAX_REMEMBERED_CHANNELS
 
 
 # --- states ----------------------------------------------------------------------------------------
@@ -479,11 +463,3 @@ def test_any_bytes_are_parsed_or_refused(message: bytes) -> None:
 
     assert draft.name in {PROGRESS, COMPLETED, FAILED}
     assert 0 <= draft.fields.get("progress", 0) <= 100
-
-
-def test_very_long_channel_is_not_remembered() -> None:
-    source = CelerySource("p" * 5000 + "_")
-    channel = source.key("a")
-
-    assert source.identify(channel) is not None
-    assert channel not in source.remembered

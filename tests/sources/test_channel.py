@@ -14,7 +14,6 @@ from relay.core.payload import encode, parse_object
 from relay.core.record import Record
 from relay.sources import channel as channel_source
 from relay.sources.channel import ChannelSource, percent
-from relay.sources.remembered import MAX_REMEMBERED_CHANNELS
 from relay.sources.template import ChannelTemplate
 
 PLAIN = "events"  # a channel that tells nothing: all is read from the payload
@@ -97,22 +96,6 @@ def test_channel_whose_names_break_the_rules_has_no_identity(channel: bytes) -> 
         reader.identify(channel)
 
     assert first.value.reason is again.value.reason is InvalidReason.NO_IDENTITY
-
-
-def test_channel_is_taken_apart_once() -> None:
-    reader = source(QUEUED)
-
-    assert reader.identify(b"jobs:q:a") is reader.identify(b"jobs:q:a")
-
-
-def test_flood_of_channels_is_not_remembered_without_bound() -> None:
-    reader = source("jobs:{event}:{jobId}")
-
-    for number in range(MAX_REMEMBERED_CHANNELS + 10):
-        reader.identify(b"jobs:progress:%d" % number)
-    reader.identify(b"jobs:%b:a" % (b"x" * 5000))
-
-    assert len(reader.remembered) == 10
 
 
 # --- the two forms ---------------------------------------------------------------------------------
@@ -719,7 +702,7 @@ def test_short_way_for_a_plain_progress_comes_to_what_the_long_way_does(
 
 def given_to_clients(draft: Draft) -> object:
     """What is sent of a draft that is the first that is heard of its job."""
-    event = Record(draft.queue, draft.job_id).admit(draft, 1, 1000, "e")
+    event = Record((draft.queue, draft.job_id)).admit(draft, 1, 1000, "e")
     assert isinstance(event, JobEvent)
     return (event.name, event.id, json.loads(event.data))
 
@@ -768,7 +751,7 @@ def test_progress_that_says_all_that_clients_are_given_is_passed_on_byte_for_byt
 ) -> None:
     draft = parse_bytes(message, QUEUED, "jobs:q:a")
 
-    event = Record("q", "a").admit(draft, 1, 1000, "e")
+    event = Record(("q", "a")).admit(draft, 1, 1000, "e")
 
     assert isinstance(event, JobEvent)
     assert (event.data == message) is is_whole
