@@ -28,7 +28,8 @@ def run(workload: str, subject: str, size: int = 0, **numbers: float) -> Run:
     """One run of which only these numbers were kept; the others are 1."""
     every = dict.fromkeys(column.key for columns in report._COLUMNS.values() for column in columns)
     return {
-        "workload": workload, "subject": subject, "size": size, **dict.fromkeys(every, 1.0), **numbers,
+        "workload": workload, "subject": subject, "size": size, "repetition": 0,
+        **dict.fromkeys(every, 1.0), **numbers,
     }  # fmt: skip
 
 
@@ -259,3 +260,19 @@ def test_guard_counts_the_same_twice() -> None:
     works = guard.WORKS["unwatched message, kept"], guard.WORKS["paced, a delivery"]
 
     assert [guard.cost(work) for work in works] == [guard.cost(work) for work in works]
+
+
+def test_a_ratio_is_the_median_of_those_of_each_repetition() -> None:
+    slow_minutes = {0: 1.0, 1: 3.0, 2: 1.0}
+    runs = [
+        {**run("paced", name, cpu_us=cost * slowed), "repetition": repetition}
+        for repetition, slowed in slow_minutes.items()
+        for name, cost in (("relay", 12.0 + repetition), ("floor", 10.0))
+    ]
+
+    own, floor = (
+        figures.by_repetition(runs, "paced", name, "cpu_us") for name in ("relay", "floor")
+    )
+
+    assert figures.ratio(own, floor) == pytest.approx(1.3)
+    assert figures.ratio(own, {}) is None

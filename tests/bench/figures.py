@@ -1,7 +1,7 @@
 """From the numbers of single runs to figures: median, least and greatest over the repetitions."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Run = dict[str, Any]
@@ -28,6 +28,23 @@ def figure(
     if not found:
         return None
     return Figure(statistics.median(found), min(found), max(found), len(found))
+
+
+def by_repetition(
+    runs: Sequence[Run], workload: str, subject: str, key: str, size: int = 0
+) -> dict[int, float]:
+    """One number of each repetition in which it was measured."""
+    return {
+        run["repetition"]: float(run[key])
+        for run in runs
+        if (run["workload"], run["subject"], run["size"]) == (workload, subject, size)
+    }
+
+
+def ratio(over: Mapping[int, float], under: Mapping[int, float]) -> float | None:
+    """The median over the repetitions of `over` ÷ `under`: what slows the machine down for a minute slows both."""
+    found = [over[each] / under[each] for each in over.keys() & under.keys() if under[each]]
+    return statistics.median(found) if found else None
 
 
 def sizes(runs: Sequence[Run], workload: str) -> list[int]:

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench import svg
-from tests.bench.figures import Figure, Run, figure, number, sizes, subjects, table, text
+from tests.bench.figures import (
+    Figure,
+    Run,
+    by_repetition,
+    figure,
+    number,
+    ratio,
+    sizes,
+    subjects,
+    table,
+    text,
+)
 from tests.bench.subjects import SUBJECTS
 
 TEMPLATE = Path(__file__).with_name("performance.md.in")
@@ -229,8 +240,8 @@ def _of(workload: str, key: str, subject: str = "relay") -> Callable[[Sequence[R
 
 def _to_floor(workload: str, key: str) -> Callable[[Sequence[Run]], float | None]:
     def value(runs: Sequence[Run]) -> float | None:
-        own, floor = (_of(workload, key, name)(runs) for name in ("relay", "floor"))
-        return own / floor if own is not None and floor else None
+        own, floor = (by_repetition(runs, workload, name, key) for name in ("relay", "floor"))
+        return ratio(own, floor)
 
     return value
 
@@ -239,25 +250,32 @@ def _to_best_peer(
     workload: str, key: str, beside: frozenset[str] | set[str] = frozenset()
 ) -> Callable[[Sequence[Run]], float | None]:
     def value(runs: Sequence[Run]) -> float | None:
-        peers = [_of(workload, key, name)(runs) for name in _PEERS - beside]
-        own, best = _of(workload, key)(runs), min((one for one in peers if one), default=None)
-        return own / best if own is not None and best else None
+        best: dict[int, float] = {}
+        for name in _PEERS - beside:
+            for repetition, found in by_repetition(runs, workload, name, key).items():
+                best[repetition] = min(found, best.get(repetition, found))
+        return ratio(by_repetition(runs, workload, "relay", key), best)
 
     return value
 
 
 def _of_all_on(everything: str, plain: str, key: str) -> Callable[[Sequence[Run]], float | None]:
     def value(runs: Sequence[Run]) -> float | None:
-        after, before = _of(everything, key)(runs), _of(plain, key)(runs)
-        return after / before if after is not None and before else None
+        after, before = (by_repetition(runs, name, "relay", key) for name in (everything, plain))
+        return ratio(after, before)
 
     return value
 
 
 def _grown(workload: str) -> Callable[[Sequence[Run]], float | None]:
     def value(runs: Sequence[Run]) -> float | None:
-        found = _growth(runs, workload)
-        return found[-1][1].median / found[0][1].median if len(found) > 1 else None
+        found = sizes(runs, workload)
+        if len(found) < 2:
+            return None
+        first, last = (
+            by_repetition(runs, workload, "relay", "cpu_us", size) for size in (found[0], found[-1])
+        )
+        return ratio(last, first)
 
     return value
 

@@ -1,9 +1,11 @@
 """A whole run: every subject on every workload, in turn, again and again; the numbers as they came.
 
-Repetition by repetition, so that whatever else the machine does meets all subjects alike. What fails is
-noted and the run goes on.
+Workload by workload, all subjects one right after another, and that repetition by repetition: so whatever else
+the machine does meets all subjects alike, and ratios are of what was measured within seconds. Those whose turn
+it is not are idle meanwhile. What fails is noted and the run goes on.
 """
 
+import contextlib
 import resource
 import subprocess
 import sys
@@ -100,19 +102,26 @@ def run(options: Options) -> Results:
     room = _raise_descriptor_limit() - _DESCRIPTORS_BESIDE
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         for repetition in range(options.repetitions):
-            for subject in present:
-                with _Turn(subject, Path(folder) / f"{repetition}-{subject.name}", bearer) as turn:
-                    for workload, size in _plan(options, subject, room, results):
-                        _say(f"{repetition + 1}/{options.repetitions}  {subject.title:<26}")
-                        turn.add(results, workload, size, repetition)
+            with contextlib.ExitStack() as stack:
+                turns = [
+                    stack.enter_context(
+                        _Turn(subject, Path(folder) / f"{repetition}-{subject.name}", bearer)
+                    )
+                    for subject in present
+                ]
+                for workload, size in _plan(options, room, results):
+                    for turn in turns:
+                        if takes_part(turn.subject, workload):
+                            _say(f"{repetition + 1}/{options.repetitions}  ")
+                            turn.add(results, workload, size, repetition)
     return results
 
 
 class _Turn:
-    """One subject's turn in one repetition: its process is kept as long as the next workload allows."""
+    """One subject in one repetition: its process is kept as long as the next workload allows."""
 
     def __init__(self, subject: Subject, folder: Path, bearer: str) -> None:
-        self._subject = subject
+        self.subject = subject
         self._folder = folder
         self._bearer = bearer
         self._stage: Stage | None = None
@@ -121,18 +130,18 @@ class _Turn:
     def add(self, results: Results, workload: Workload, size: int, repetition: int) -> None:
         """Run one workload at one size, and add what came of it to `results`."""
         label = f"{workload.name}{f' at {size:,}' if size else ''}"
-        _say(f"{label:<36}")
+        _say(f"{label:<36}{self.subject.title:<26}")
         begun_at = time.monotonic()
         try:
             numbers = self._measure(workload, size, results.effort)
         except (StageError, OSError) as error:
             self.end()
-            results.failures.append(f"{self._subject.title}, {label}: {error}")
+            results.failures.append(f"{self.subject.title}, {label}: {error}")
             _say(f"failed: {error}\n")
             return
         took_seconds = time.monotonic() - begun_at
         _say(f"{numbers['cpu_us']:9.2f} µs CPU a unit {took_seconds:6.1f} s\n")
-        what = {"workload": workload.name, "subject": self._subject.name, "size": size}
+        what = {"workload": workload.name, "subject": self.subject.name, "size": size}
         results.runs.append(
             {**what, "repetition": repetition, "took_seconds": took_seconds, **numbers}
         )
@@ -157,17 +166,15 @@ class _Turn:
         if self._stage is not None and (environ != self._environ or workload.is_fresh):
             self.end()
         if self._stage is None:
-            self._stage = Stage(self._subject, self._folder, environ, watch).__enter__()
+            self._stage = Stage(self.subject, self._folder, environ, watch).__enter__()
             self._environ = environ
         self._stage.use_new_jobs()
-        return workload.measure(self._stage, size, effort * self._subject.effort)
+        return workload.measure(self._stage, size, effort * self.subject.effort)
 
 
-def _plan(
-    options: Options, subject: Subject, room: int, results: Results
-) -> Iterator[tuple[Workload, int]]:
+def _plan(options: Options, room: int, results: Results) -> Iterator[tuple[Workload, int]]:
     for workload in options.workloads:
-        if not takes_part(subject, workload) or (options.is_quick and workload.is_long):
+        if options.is_quick and workload.is_long:
             continue
         sizes: Sequence[int] = workload.sizes
         for size in sizes[:: len(sizes) - 1 or 1] if options.is_quick else sizes:

@@ -33,7 +33,8 @@ class Workload:
         only: the names of those who take part; empty means the relay, the floor and all peers.
         also: further ones.
         environ: more for the subject's environment.
-        is_fresh: on a process that has served nothing before.
+        is_fresh: on a process that has served nothing before: each size, where there are several. Else what one
+            size left in history would count as growth of the next.
         is_long: left out of a quick run.
         asks_for_tokens: with authentication, where the relay has it.
     """
@@ -318,7 +319,23 @@ WORKLOADS = (
     Workload(name="burst-1000", measure=burst(1000, 200), connections=1000),
     Workload(name="burst-5000", measure=burst(5000, 40), connections=5000, also=("relay-two",)),
     Workload(name="paced", measure=paced(1000, 50, 25), connections=1000, also=("relay-two",)),
+    Workload(
+        name="all-paced",
+        measure=everything(one_job=True),
+        connections=1000,
+        only=_RELAY,
+        is_fresh=True,
+        asks_for_tokens=True,
+    ),
     Workload(name="each", measure=each_his_own(1000, 4000, 2000), connections=1000),
+    Workload(
+        name="all-each",
+        measure=everything(one_job=False),
+        connections=1000,
+        only=_RELAY,
+        is_fresh=True,
+        asks_for_tokens=True,
+    ),
     Workload(
         name="sparse",
         measure=sparse(200_000, 10_000),
@@ -350,6 +367,7 @@ WORKLOADS = (
         grows_connections=True,
         only=_RELAY,
         environ=_NO_HEARTBEAT,
+        is_fresh=True,
     ),
     Workload(
         name="growth-sparse-jobs",
@@ -358,21 +376,6 @@ WORKLOADS = (
         sizes=_THINGS,
         only=_RELAY,
         environ=_NO_HEARTBEAT,
-    ),
-    Workload(
-        name="all-paced",
-        measure=everything(one_job=True),
-        connections=1000,
-        only=_RELAY,
         is_fresh=True,
-        asks_for_tokens=True,
-    ),
-    Workload(
-        name="all-each",
-        measure=everything(one_job=False),
-        connections=1000,
-        only=_RELAY,
-        is_fresh=True,
-        asks_for_tokens=True,
     ),
 )
