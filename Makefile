@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format autobahn chaos fuzz bench bench-check bench-peers audit lock clean
+.PHONY: help demo test check format autobahn chaos fuzz bench bench-check bench-peers bench-profile audit lock clean
 
 # Tried in this order; PYTHON=/path/to/python chooses one.
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz      send the relay a million odd inputs, and see that it stands them"
 	@echo "make bench     what the relay costs beside other servers (20 minutes; ARGS=--quick 4)"
 	@echo "make bench-peers  install those other servers, as far as PyPI, npm and Go have them"
+	@echo "make bench-profile  see where the relay's CPU time goes: kernel, interpreter, functions (a minute)"
 	@echo "make bench-check  see that the hot path takes no more steps than it did"
 	@echo "make audit     ask PyPI for known vulnerabilities of what CI installs"
 	@echo "make lock      take the newest version of everything that CI installs, and write it down"
@@ -61,6 +62,9 @@ bench-check: .venv/.installed-test
 
 bench-peers: .venv/.installed-test
 	@tests/bench/peers/install.sh $(BIN)/python
+
+bench-profile: .venv/.installed-test
+	$(BIN)/python -m tests.bench.profile
 
 fuzz: .venv/.installed-test
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import xml.etree.ElementTree
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.bench import figures, guard, proc, report, svg
+from tests.bench import figures, guard, proc, profile, report, svg
 from tests.bench.figures import Figure
 from tests.bench.run import Options, takes_part
+from tests.bench.stage import Stage, StageError
 from tests.bench.subjects import SUBJECTS, find
 from tests.bench.workloads import WORKLOADS
 
@@ -209,6 +212,17 @@ def test_labels_are_escaped() -> None:
     assert "R&amp;D" in plot
 
 
+def test_stack_is_as_long_as_its_shares_and_has_numbers_where_there_is_room() -> None:
+    plot = svg.stacks("%", [svg.Stack("paced", {"kernel": 0.75, "Python": 0.24, "C": 0.01})])
+
+    parts = re.findall(r'<rect class="(p\d)".* width="([\d.]+)" height="30', plot)
+    lengths = {kind: float(width) for kind, width in parts}
+    assert lengths["p0"] == pytest.approx(3 * lengths["p1"], rel=0.05)
+    texts = set("\n".join(xml.etree.ElementTree.fromstring(plot).itertext()).splitlines())
+    assert {"paced", "kernel", "Python", "C", "75", "24"} <= texts
+    assert "1" not in texts
+
+
 # --- who and what ----------------------------------------------------------------------------------
 
 
@@ -236,6 +250,168 @@ def test_everybody_is_measured_by_the_common_workloads_and_only_the_relay_by_its
 
 def test_a_run_is_of_five_repetitions_unless_asked_otherwise() -> None:
     assert Options(subjects=()).repetitions == 5
+
+
+# --- the profile -----------------------------------------------------------------------------------
+
+PERF_REPORT = """
+ 161        |[kernel.kallsyms]                       |[k] finish_task_switch.isra.0          |__schedule
+ 60         |[kernel.kallsyms]                       |[k] _raw_spin_unlock_irqrestore        |sock_def_readable
+ 1          |[kernel.kallsyms]                       |[k] rb_first                           |tcp_schedule_loss_probe.part.0
+ 7          |[kernel.kallsyms]                       |[k] __inet_lookup_established          |__inet_lookup_established
+ 5          |[kernel.kallsyms]                       |[k] vfs_write                          |[other]
+ 172        |libpython3.11.so.1.0                    |[.] _PyEval_EvalFrameDefault           |[other]
+ 3          |python3.12                              |[.] _PyEval_EvalFrameDefault           |[other]
+ 2          |loop.cpython-311-x86_64-linux-gnu.so    |[.] __pyx_f_6uvloop_4loop_8UVStream_write|[other]
+ 2          |_asyncio.cpython-311-x86_64-linux-gnu.so|[.] _asyncio_Future_done               |[other]
+ 9          |hiredis.cpython-311-x86_64-linux-gnu.so |[.] redisReaderGetReply                |[other]
+ 1          |orjson.cpython-311-x86_64-linux-gnu.so  |[.] 0x000000000000ffb3                 |[other]
+ 6          |libc.so.6                               |[.] __memmove_avx_unaligned_erms       |[other]
+ 1          |[vdso]                                  |[.] __vdso_clock_gettime               |[other]
+"""
+PY_SPY_RAW = """\
+_run (relay/cli.py:328);run (uvloop/__init__.py:38);Runner.run (asyncio/runners.py:118) 40
+Runner.run (asyncio/runners.py:118);Relay._on_batch (relay/app.py:329);Router.receive (relay/core/router.py:91) 3
+Runner.run (asyncio/runners.py:118);Relay._on_batch (relay/app.py:331);Router.receive (relay/core/router.py:87) 2
+Router.receive (relay/core/router.py:87);__create_fn__.<locals>.__init__ (<string>:2) 1
+Router.receive (relay/core/router.py:87);run (/home/somebody/lib/__init__.py:2);work (/home/somebody/own.py:2) 4
+"""
+
+
+def recorded(**parts: dict[str, float]) -> dict[str, Any]:
+    """A profile in which each part of *paced* was of a hundred samples."""
+    paced = {what: {"samples": 100, "shares": shares} for what, shares in parts.items()}
+    advice = {"layers": "install perf", "functions": "install py-spy"}
+    missing = {what: how for what, how in advice.items() if what not in parts}
+    return {"versions": {"perf": "6.1"}, "missing": missing, "workloads": {"paced": paced}}
+
+
+def test_layers_are_told_by_library_and_in_the_kernel_by_the_known_caller() -> None:
+    layers = profile.parse_layers(PERF_REPORT)
+
+    assert layers.samples == 430
+    assert {name: round(430 * share) for name, share in layers.shares.items()} == {
+        "kernel: TCP/IP": 8,
+        "kernel: waking and scheduling": 221,
+        "kernel: the rest": 5,
+        "Python interpreter": 175,
+        "event loop": 4,
+        "parsers and encoders": 10,
+        "C library and the rest": 7,
+    }
+
+
+def test_layers_without_a_sample_of_the_kernel_say_how_to_get_some() -> None:
+    (interpreter,) = (line for line in PERF_REPORT.splitlines() if "libpython" in line)
+
+    with pytest.raises(StageError, match=r"perf_event_paranoid"):
+        profile.parse_layers(interpreter)
+
+
+def test_functions_are_charged_with_what_they_are_in_and_the_loop_is_left_out() -> None:
+    functions = profile.parse_functions(PY_SPY_RAW)
+
+    assert functions.samples == 10
+    assert list(functions.shares.items()) == [
+        ("relay.core.router.Router.receive", 0.5),
+        ("own.work", 0.4),
+        ("__create_fn__.<locals>.__init__", 0.1),
+    ]
+
+
+def test_profile_without_a_function_is_refused() -> None:
+    with pytest.raises(StageError, match="py-spy saw no Python function"):
+        profile.parse_functions(PY_SPY_RAW.splitlines()[0])
+
+
+def test_page_holds_the_profile_and_the_kernel_s_sum() -> None:
+    layers = {"kernel: TCP/IP": 0.5, "kernel: the rest": 0.125, "Python interpreter": 0.375}
+    found = recorded(layers=layers, functions={"relay.app.main": 0.8, "relay.cli.run": 0.2})
+
+    page = report.render(results(), report.TEMPLATE.read_text(), found)
+
+    assert rows(page, "kernel: TCP/IP") == [["kernel: TCP/IP", "50.0"]]
+    assert rows(page, "**kernel, all of it**") == [["**kernel, all of it**", "**62.5**"]]
+    assert rows(page, "`relay.app.main`") == [["`relay.app.main`", "80.0"]]
+    assert "](performance/profile.svg)" in page
+    assert "perf 6.1" in page
+    assert "Not recorded" not in page
+
+
+def test_page_without_a_profile_says_how_to_make_one() -> None:
+    page = report.render(results(), report.TEMPLATE.read_text())
+
+    section = page.partition("## Where the time goes")[2].partition("\n## ")[0]
+    assert section.count("*Not recorded: `make bench-profile`.*") == 2
+    assert "profile.svg" not in page
+
+
+def test_page_says_how_to_get_the_half_that_was_not_recorded() -> None:
+    page = report.render(
+        results(), "{{profile-layers}}\n{{profile-functions}}", recorded(functions={"main": 1.0})
+    )
+
+    assert page.splitlines()[0] == "*Not recorded: install perf, then `make bench-profile`.*"
+    assert rows(page, "`main`")
+
+
+def test_profile_is_drawn_beside_the_other_plots() -> None:
+    plots = report.plots([], recorded(layers={"kernel: TCP/IP": 0.6, "Python interpreter": 0.4}))
+
+    assert list(plots) == ["profile.svg"]
+    assert "Python interpreter" in plots["profile.svg"]
+
+
+# Stands for a recorder: writes what it was told once it is told to stop.
+WAITS = """
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, lambda *_: (pathlib.Path(sys.argv[1]).write_text("seen"), sys.exit()))
+open(sys.argv[2], "w").close()
+signal.pause()
+"""
+
+
+def test_recorder_is_at_work_while_there_is_something_published_and_stops_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, begun = tmp_path / "target", tmp_path / "begun"
+    os.mkfifo(begun)
+    stage = profile.RecordedStage(find("relay"), tmp_path)
+    stage.command = [sys.executable, "-c", WAITS, str(target), str(begun)]
+
+    def publish(_: Stage, *__: object) -> dict[str, Any]:
+        begun.read_bytes()
+        return {"recorder_is_at_work": not target.exists()}
+
+    monkeypatch.setattr(Stage, "publish", publish)
+
+    assert stage.publish() == {"recorder_is_at_work": True}
+    assert target.read_text() == "seen"
+
+
+def test_recorder_that_ends_early_is_reported_with_what_it_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('may not')"]
+
+    with (
+        pytest.raises(StageError, match=r"ended: may not"),
+        profile.recording(command, tmp_path / "log") as recorder,
+    ):
+        recorder.wait()
+
+
+def test_profile_with_nothing_to_record_with_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = [each._replace(folder=tmp_path) for each in profile.RECORDERS]
+    monkeypatch.setattr(profile, "RECORDERS", nowhere)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    code = profile.main()
+
+    assert code == 2
+    said = capsys.readouterr().err
+    assert "apt-get install linux-perf" in said
+    assert "make bench-peers" in said
 
 
 # --- the guard -------------------------------------------------------------------------------------

@@ -10,15 +10,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from tests.bench import report
 from tests.bench.run import Options, run
 from tests.bench.stage import StageError
-from tests.bench.subjects import CACHE, ROOT, SUBJECTS, find
+from tests.bench.subjects import CACHE, SUBJECTS, find
 from tests.bench.workloads import WORKLOADS
 
-_DOCS = ROOT / "docs"
 _QUICK_REPETITIONS = 1
 _REPETITIONS = 5
 
@@ -43,22 +41,16 @@ def main() -> int:
         )
         source.write_text(text + "\n")
     numbers = json.loads(source.read_text())
-    page = report.render(numbers, report.TEMPLATE.read_text())
+    profile = report.read_profile()
     if arguments.document:
-        _write_documents(page, numbers, source)
+        report.FOLDER.mkdir(exist_ok=True)
+        report.RESULTS.write_text(source.read_text())
+        report.write_documents(numbers, profile)
+        sys.stdout.write("Written: docs/performance.md and its plots.\n")
     else:
+        page = report.render(numbers, report.TEMPLATE.read_text(), profile)
         sys.stdout.write(f"\n{page}\nThe numbers are in {source}.\n")
     return 1 if numbers["failures"] else 0
-
-
-def _write_documents(page: str, numbers: dict[str, Any], source: Path) -> None:
-    folder = _DOCS / "performance"
-    folder.mkdir(exist_ok=True)
-    (_DOCS / "performance.md").write_text(page)
-    (folder / "results.json").write_text(source.read_text())
-    for name, plot in report.plots(numbers["runs"]).items():
-        (folder / name).write_text(plot)
-    sys.stdout.write("Written: docs/performance.md and its plots.\n")
 
 
 def _options(arguments: argparse.Namespace) -> Options:

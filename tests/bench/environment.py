@@ -36,18 +36,18 @@ def versions(subjects: Sequence[Subject]) -> dict[str, str]:
     """The versions of what was measured and of what it stands on."""
     names = {subject.name for subject in subjects}
     found = {
-        "relay": f"{relay.__version__} ({_said(['git', 'rev-parse', '--short', 'HEAD'], r'.+')})",
+        "relay": f"{relay.__version__} ({said(['git', 'rev-parse', '--short', 'HEAD'], r'.+')})",
         "Python": platform.python_version(),
         **{name: metadata.version(name) for name in _LIBRARIES},
-        "Redis or Valkey": _said([find_binary(), "--version"], r"v=([\d.]+)"),
-        "cc": _said(["cc", "-dumpfullversion"], r".+"),
+        "Redis or Valkey": said([find_binary(), "--version"], r"v=([\d.]+)"),
+        "cc": said(["cc", "-dumpfullversion"], r".+"),
     }
     if "nchan" in names:
-        found["nginx"] = _said(["/usr/sbin/nginx", "-v"], r"nginx/([\d.]+)")
+        found["nginx"] = said(["/usr/sbin/nginx", "-v"], r"nginx/([\d.]+)")
         package = ["dpkg-query", "-W", "-f", "${Version}", "libnginx-mod-nchan"]
-        found["nchan"] = _said(package, r"(?:\d+:)?([\d.]+)")
+        found["nchan"] = said(package, r"(?:\d+:)?([\d.]+)")
     if names & {"nest", "socketio"}:
-        found["Node.js"] = _said(["node", "--version"], r"v(.+)")
+        found["Node.js"] = said(["node", "--version"], r"v(.+)")
         for name in _NODE_LIBRARIES:
             package_json = CACHE / "node/node_modules" / name / "package.json"
             found[name] = json.loads(package_json.read_text())["version"]
@@ -61,8 +61,8 @@ def versions(subjects: Sequence[Subject]) -> dict[str, str]:
     return found
 
 
-def _said(command: list[str], pattern: str) -> str:
-    """The part of a command's output that fits; "?" where there is none."""
+def said(command: list[str], pattern: str) -> str:
+    """The part of a command's output that fits `pattern`, or its first group; "?" where there is none."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:

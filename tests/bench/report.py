@@ -1,9 +1,10 @@
-"""From the numbers of a run to `docs/performance.md` and its plots.
+"""From the numbers of a run, and of a profile where there is one, to `docs/performance.md` and its plots.
 
 The prose stands in `performance.md.in`; each `{{name}}` in it is replaced by what `_parts` makes of the
 numbers. Nothing else is written by hand, so the page never says what was not measured.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,13 @@ from tests.bench.figures import (
     table,
     text,
 )
-from tests.bench.subjects import SUBJECTS
+from tests.bench.subjects import ROOT, SUBJECTS
 
 TEMPLATE = Path(__file__).with_name("performance.md.in")
+PAGE = ROOT / "docs" / "performance.md"
+FOLDER = ROOT / "docs" / "performance"
+RESULTS = FOLDER / "results.json"
+PROFILE = FOLDER / "profile.json"
 _TITLES = {subject.name: subject.title for subject in SUBJECTS}
 _PEERS = {subject.name for subject in SUBJECTS if subject.is_peer}
 # Not by Redis, so what it takes is not what theirs take.
@@ -85,18 +90,33 @@ _GROWTH = {
 }
 
 
-def render(results: dict[str, Any], template: str) -> str:
-    """The page.
+def render(results: dict[str, Any], template: str, profile: dict[str, Any] | None = None) -> str:
+    """The page; without a profile it says how to make one.
 
     Raises:
         KeyError: the template has a name that is not made here.
     """
-    parts = _parts(results)
+    parts = _parts(results) | _profile_parts(profile)
     page = re.sub(r"\{\{([\w-]+)\}\}", lambda found: parts[found[1]], template)
     return re.sub(r"\n{3,}", "\n\n", page)
 
 
-def plots(runs: Sequence[Run]) -> dict[str, str]:
+def read_profile() -> dict[str, Any] | None:
+    """The profile that `make bench-profile` left; None where it never ran."""
+    if not PROFILE.exists():
+        return None
+    profile: dict[str, Any] = json.loads(PROFILE.read_text())
+    return profile
+
+
+def write_documents(results: dict[str, Any], profile: dict[str, Any] | None) -> None:
+    """Write the page and its plots."""
+    PAGE.write_text(render(results, TEMPLATE.read_text(), profile))
+    for name, plot in plots(results["runs"], profile).items():
+        (FOLDER / name).write_text(plot)
+
+
+def plots(runs: Sequence[Run], profile: dict[str, Any] | None = None) -> dict[str, str]:
     """The plots by file name, as far as there are numbers for them."""
     panels = [svg.Panel(title, _bars(runs, *what)) for *what, title in _PANELS]
     panels = [panel for panel in panels if panel.bars]
@@ -113,6 +133,11 @@ def plots(runs: Sequence[Run]) -> dict[str, str]:
                 f"CPU µs a{'n' if unit == 'event' else ''} {unit}, beside what it does not concern"
             )
             made[f"growth-{kind}.svg"] = svg.lines(title, "how many", series)
+    stacks = [
+        svg.Stack(name, layers["shares"]) for name, layers in _profiled(profile, "layers").items()
+    ]
+    if stacks:
+        made["profile.svg"] = svg.stacks("Where the relay's CPU time goes, %", stacks)
     return made
 
 
@@ -216,6 +241,60 @@ def _left_out(results: dict[str, Any]) -> str:
     lines += [f"- {line}: more than the descriptor limit allows" for line in results["skipped"]]
     lines += [f"- failed: {line}" for line in results["failures"]]
     return "\n".join(lines) or "Nothing was left out."
+
+
+# --- the profile -----------------------------------------------------------------------------------
+
+
+def _profiled(profile: dict[str, Any] | None, what: str) -> dict[str, dict[str, Any]]:
+    """What was recorded of each workload: its "layers" or its "functions"."""
+    workloads: dict[str, Any] = profile["workloads"] if profile else {}
+    return {name: recorded[what] for name, recorded in workloads.items() if what in recorded}
+
+
+def _profile_parts(profile: dict[str, Any] | None) -> dict[str, str]:
+    layers, functions = _profiled(profile, "layers"), _profiled(profile, "functions")
+    return {
+        "profile-layers": _layers(layers) if layers else _not_recorded(profile, "layers"),
+        "profile-functions": (
+            "\n\n".join(_functions(name, found) for name, found in functions.items())
+            or _not_recorded(profile, "functions")
+        ),
+        "profile-of": _profile_of(profile) if profile else "",
+    }
+
+
+def _not_recorded(profile: dict[str, Any] | None, what: str) -> str:
+    first = f"{profile['missing'][what]}, then " if profile else ""
+    return f"*Not recorded: {first}`make bench-profile`.*"
+
+
+def _layers(layers: dict[str, dict[str, Any]]) -> str:
+    shares: list[dict[str, float]] = [found["shares"] for found in layers.values()]
+    kernel = [sum(v for name, v in one.items() if name.startswith("kernel")) for one in shares]
+    rows = [[name, *(_percent(one[name]) for one in shares)] for name in shares[0]]
+    rows.append(["**kernel, all of it**", *(f"**{_percent(one)}**" for one in kernel)])
+    plot = "![Where the relay's CPU time goes](performance/profile.svg)"
+    return f"{plot}\n\n{table(['CPU time, %', *layers], rows)}"
+
+
+def _functions(workload: str, found: dict[str, Any]) -> str:
+    rows = [[f"`{name}`", _percent(share)] for name, share in found["shares"].items()]
+    return table([f"*{workload}*: function", "self time, %"], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _profile_of(profile: dict[str, Any]) -> str:
+    samples = [
+        f"{found['samples']:,} for the {what} of *{name}*"
+        for what in ("layers", "functions")
+        for name, found in _profiled(profile, what).items()
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in profile["versions"].items())
+    return f"Samples: {', '.join(samples)}.\n\nRecorded with: {versions}."
 
 
 # --- bounds ----------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def run(options: Options) -> Results:
         has_auth=bool(bearer),
         missing={each.title: each.missing for each in options.subjects if each.missing},
     )
-    room = _raise_descriptor_limit() - _DESCRIPTORS_BESIDE
+    room = raise_descriptor_limit() - _DESCRIPTORS_BESIDE
     with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder:
         for repetition in range(options.repetitions):
             with contextlib.ExitStack() as stack:
@@ -186,7 +186,7 @@ def _plan(options: Options, room: int, results: Results) -> Iterator[tuple[Workl
                 results.skipped.append(line)
 
 
-def _raise_descriptor_limit() -> int:
+def raise_descriptor_limit() -> int:
     """As high as may be; what is started inherits it. Returns it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

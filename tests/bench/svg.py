@@ -1,7 +1,7 @@
-"""Two kinds of plot as SVG, drawn by hand so that nothing need be installed: bars in panels, and lines.
+"""Plots as SVG, drawn by hand so that nothing need be installed: bars in panels, lines, and stacked bars.
 
 Colours are chosen by the viewer's light or dark scheme, the ground is transparent, and texts are real
-texts. Values stand beside their bars, so no plot rests on colour alone.
+texts. Values stand beside or in their bars, so no plot rests on colour alone.
 """
 
 import math
@@ -20,15 +20,23 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 .s0 { stroke: #0969da; fill: #0969da; } .s1 { stroke: #bf3989; fill: #bf3989; }
 .s2 { stroke: #1a7f37; fill: #1a7f37; } .s3 { stroke: #bc4c00; fill: #bc4c00; }
 text.s0, text.s1, text.s2, text.s3 { stroke: none; } .line { fill: none; }
+.inside { fill: #ffffff; font-weight: 600; }
+.p0 { fill: #0a3069; } .p1 { fill: #0969da; } .p2 { fill: #4c7fb8; } .p3 { fill: #9a6700; }
+.p4 { fill: #bf3989; } .p5 { fill: #1a7f37; } .p6 { fill: #6e7781; }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3; } .quiet { fill: #9198a1; } .axis { stroke: #3d444d; }
 .own { fill: #4493f8; } .floor { fill: #6e7681; } .peer { fill: #d29922; }
 .s0 { stroke: #4493f8; fill: #4493f8; } .s1 { stroke: #db61a2; fill: #db61a2; }
 .s2 { stroke: #3fb950; fill: #3fb950; } .s3 { stroke: #db6d28; fill: #db6d28; } .line { fill: none; }
+.inside { fill: #0d1117; }
+.p0 { fill: #a5d6ff; } .p1 { fill: #58a6ff; } .p2 { fill: #388bfd; } .p3 { fill: #d29922; }
+.p4 { fill: #f778ba; } .p5 { fill: #3fb950; } .p6 { fill: #8b949e; }
 }
 </style>"""
 
 _ROW, _PANEL_WIDTH, _LABEL_WIDTH, _VALUE_WIDTH, _HEAD = 22, 490, 180, 60, 34
+# A narrower part of a stack has no room for its number.
+_LEAST_SHARE_WITH_TEXT = 0.025
 
 
 class Bar(NamedTuple):
@@ -51,6 +59,13 @@ class Line(NamedTuple):
 
     label: str
     points: Sequence[tuple[float, float]]
+
+
+class Stack(NamedTuple):
+    """What a label's whole is made of, as shares of it; the same parts in each stack."""
+
+    label: str
+    shares: dict[str, float]
 
 
 def bars(panels: Sequence[Panel]) -> str:
@@ -120,6 +135,29 @@ def lines(title: str, x_title: str, series: Sequence[Line]) -> str:
             _text(left + width + 14, top + 14 + 20 * place, f"● {line.label}", f"s{place % 4}")
         )
     return _document(left + width + 320, top + height + 50, parts)
+
+
+def stacks(title: str, series: Sequence[Stack]) -> str:
+    """One bar a stack, each as long as the other, and what the parts are; shares are in %."""
+    left, width, row, bar, column = 60, 780, 44, 30, 215
+    parts = [_text(0, 18, title, "title")]
+    for place, stack in enumerate(series):
+        x, y = float(left), _HEAD + place * row
+        parts.append(_text(left - 10, y + 20, stack.label, anchor="end"))
+        for number_of_part, share in enumerate(stack.shares.values()):
+            parts.append(_rectangle(x, y, max(0, width * share - 1), bar, f"p{number_of_part}"))
+            if share >= _LEAST_SHARE_WITH_TEXT:
+                middle = x + width * share / 2
+                parts.append(_text(middle, y + 20, f"{100 * share:.0f}", "inside", "middle"))
+            x += width * share
+    top = _HEAD + row * len(series)
+    for place, name in enumerate(series[0].shares):
+        x, y = left + column * (place % 4), top + 22 * (place // 4)
+        parts += [
+            _rectangle(x, y + 3, 12, 12, f"p{place}"),
+            _text(x + 18, y + 13, name),
+        ]
+    return _document(left + width + 10, top + 22 * math.ceil(len(series[0].shares) / 4), parts)
 
 
 def _round_step(highest: float) -> float:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs into .cache/bench of the checkout what is needed of the peers, each once; says what it cannot.
+# Installs into .cache/bench of the checkout what is needed of the peers, and py-spy for the profile, each once; says
+# what it cannot.
 #
 # The versions are pinned, so that tables of different days compare. Centrifugo is compiled, which takes
 # some minutes. nchan is a package of the system, installed by whoever administers it.
@@ -11,6 +12,7 @@ node_packages=(
     reflect-metadata@0.2.2 rxjs@7.8.2 socket.io@4.8.4 ws@8.23.0
 )
 python_packages=(python-socketio==5.18.1)
+py_spy=0.4.3
 centrifugo=v5.4.9
 
 cd "$(dirname "$0")/../../.."
@@ -37,6 +39,13 @@ install_python_packages() {
         --target "$target/python" "${python_packages[@]}"
 }
 
+# In a folder of its own, as pip replaces what it finds in another's bin.
+install_py_spy() {
+    say "py-spy $py_spy (PyPI)"
+    "$python" -m pip install --quiet --disable-pip-version-check --upgrade \
+        --target "$target/py-spy" "py-spy==$py_spy"
+}
+
 # As a dependency of an empty module, so that neither its replace lines nor a newer release count.
 install_centrifugo() {
     if ! command -v go >/dev/null; then
@@ -53,6 +62,7 @@ install_centrifugo() {
 
 [ -d "$target/node/node_modules/socket.io" ] || install_node_packages
 [ -d "$target/python/socketio" ] || install_python_packages
+[ -x "$target/py-spy/bin/py-spy" ] || install_py_spy
 [ -x "$target/centrifugo" ] || install_centrifugo
 if [ ! -e /usr/lib/nginx/modules/ngx_nchan_module.so ]; then
     say "nchan is a package of the system: apt-get install nginx-light libnginx-mod-nchan"
