@@ -7,6 +7,7 @@ loop a connection has so much read and no more, however much it sends: the other
 """
 
 import asyncio
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -58,8 +59,8 @@ class WebSocket(asyncio.Protocol):
 
     transport_name = WEBSOCKET.transport
     __slots__ = (
-        "_gateway", "_inbox", "_is_resting", "_pongs", "_reader", "_timer", "_transport", "last_seen_at",
-        "messages_received", "opened_at", "reason", "remote", "sent_bytes", "session",
+        "_descriptor", "_gateway", "_inbox", "_is_clear", "_is_resting", "_pongs", "_reader", "_timer",
+        "_transport", "last_seen_at", "messages_received", "opened_at", "reason", "remote", "sent_bytes", "session",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +73,8 @@ class WebSocket(asyncio.Protocol):
     ) -> None:
         self._gateway = gateway
         self._transport = transport
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
+        self._is_clear = True  # nothing that was written waits in the transport
         self._reader = FrameReader(gateway.max_message_bytes)
         self._inbox: deque[Message] | None = None  # what came behind a message that has to wait
         self._is_resting = False  # until the loop's next turn
@@ -100,6 +103,7 @@ class WebSocket(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._descriptor = -1  # the loop closes it now, and gives it to whoever comes next
         if self.reason is None:
             self.reason = CloseReason.CONNECTION_LOST
         self._inbox = None
@@ -142,7 +146,7 @@ class WebSocket(asyncio.Protocol):
     def ping(self) -> None:
         """Send a ping frame; skipped while the transport is congested: what it holds asks as well."""
         if self.reason is None and not self.session.outbox.congested:
-            self._transport.write(control_frame(Opcode.PING))
+            self._write(control_frame(Opcode.PING))
 
     def close(self, reason: CloseReason) -> None:
         """Begin the end: what is pending if the transport takes it, a close frame, then the close
@@ -152,7 +156,7 @@ class WebSocket(asyncio.Protocol):
             return
         self.reason = reason
         self.session.end()
-        self._transport.write(close_frame(reason.code, reason.text))
+        self._write(close_frame(reason.code, reason.text))
         self._cut_off_later()
         if reason in _UNREADABLE and self._transport.can_write_eof():
             # Our FIN tells the peer to close. Closing now, with bytes of its unread, would reset the
@@ -272,7 +276,7 @@ class WebSocket(asyncio.Protocol):
             self.flush()
             self.reason = CloseReason.CLIENT_CLOSED
             self.session.end()
-            self._transport.write(close_frame(close_code(data)))
+            self._write(close_frame(close_code(data)))
         self._cut_off_later()
         self._transport.close()
 
@@ -283,7 +287,17 @@ class WebSocket(asyncio.Protocol):
             )
 
     def _write(self, data: bytes) -> None:
-        self._transport.write(data)
+        """Send, past the transport where nothing waits in it: so an event to many costs a tenth less."""
+        transport = self._transport
         size = len(data)
+        sent = 0
+        if self._is_clear:
+            try:  # noqa: SIM105  contextlib.suppress takes a fifth of what the write does
+                sent = os.write(self._descriptor, data)
+            except OSError:
+                pass  # it is full, or broken: the transport finds out which, and says so
+        if sent < size:
+            transport.write(data[sent:])
+            self._is_clear = not transport.get_write_buffer_size()
         self.sent_bytes += size
         self._gateway.stats.delivered_bytes += size

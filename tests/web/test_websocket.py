@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import select
+import socket
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from relay.core.closing import CloseReason
 from relay.core.session import Session
 from relay.demo.embedded import EmbeddedRedis
 from relay.web import websocket
@@ -517,6 +520,55 @@ async def test_lost_connection_leaves_nothing_behind(serve: Serve) -> None:
     await relay.metric_reaches(0, "relay_connections", transport="websocket")
     await relay.metric_reaches(0, "relay_subscriptions", kind="job")
     assert await relay.metric("relay_connections_closed_total", reason="connection_lost") == 1
+
+
+async def test_what_comes_after_the_end_does_not_reach_whoever_has_the_descriptor_then(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[Session] = []
+    receive = Session.receive
+
+    def seen(session: Session, text: bytes, now: float) -> object:
+        sessions.append(session)
+        return receive(session, text, now)
+
+    monkeypatch.setattr(Session, "receive", seen)
+    relay = await serve()
+    client = await relay.websocket()
+    await client.send(command("ping"))
+    await client.until_event("pong")
+    (session,) = sessions
+
+    session.link.cut_off()
+    async with asyncio.timeout(SOON_SECONDS):
+        while session.link.reason is None:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0)
+    pairs = [socket.socketpair() for _ in range(10)]  # the lowest descriptors, so it is among them
+    session.tell_status(redis_up=True)
+    session.link.flush()
+    session.link.ping()
+    session.link.close(CloseReason.OPERATOR)
+
+    ends = [end for pair in pairs for end in pair]
+    assert select.select(ends, [], [], 0)[0] == []
+    for end in ends:
+        end.close()
+
+
+async def test_a_message_larger_than_the_socket_takes_arrives_whole_and_in_order(
+    serve: Serve,
+) -> None:
+    relay = await serve(
+        MUCH | {"backpressure.unsent_bytes": 4096, "limits.max_message_bytes": 1 << 20}
+    )
+    client = await relay.websocket(receive_buffer_bytes=4096)
+    sizes = [1, 400_000, 2, 300_000, 3]
+
+    for size in sizes:
+        await client.send(command("ping", "x" * size))
+
+    answers = [await client.until_event("pong") for _ in sizes]
+    assert [len(answer["data"]) for answer in answers] == sizes
 
 
 # Clients that do not keep up
