@@ -103,7 +103,11 @@ def _plain_progress(identity: Identity, message: bytes, fields: dict[str, Any]) 
         event_id = _leading_event_id(message, fields)
         if event_id is None:
             return None
-    elif "event" not in fields and status is not None and fields.get("queueName") == queue:
+    elif (
+        "event" not in fields
+        and status is not None
+        and ("queueName" in fields) is (queue is not None)
+    ):
         # A line break would end the line in an event stream.
         data = None if b"\n" in message or b"\r" in message else message
     if names_progress:

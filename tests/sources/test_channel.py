@@ -666,10 +666,11 @@ _ODD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("odd", _ODD)
 @pytest.mark.parametrize("plain", [{}, {"event": "progress"}], ids=["nameless", "named"])
+@pytest.mark.parametrize(("template", "channel"), [(QUEUED, "jobs:q:a"), (JOB, "jobs:a")])
 def test_short_way_with_one_odd_thing_comes_to_what_the_long_way_does(
-    plain: dict[str, Any], odd: dict[str, Any]
+    template: str, channel: str, plain: dict[str, Any], odd: dict[str, Any]
 ) -> None:
-    identity = identity_of(QUEUED, "jobs:q:a")
+    identity = identity_of(template, channel)
     message = encode({"jobId": "a", "progress": 45, "status": "active", **plain, **odd})
 
     short = identity.source.parse(identity, message)
