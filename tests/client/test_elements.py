@@ -45,6 +45,34 @@ async def test_bar_follows_its_job_to_the_end(
     assert await tab.run("ends") == [7]
 
 
+async def test_elements_look_the_same_under_a_policy_that_allows_no_inline_style(
+    daemon: StartDaemon, own_redis: EmbeddedRedis, tab: Tab
+) -> None:
+    relay = daemon(on(own_redis))
+    progress(own_redis, "a", 40)
+    await tab.run(
+        """() => {
+          window.refused = [];
+          document.addEventListener('securitypolicyviolation', (event) => refused.push(event.violatedDirective));
+          const policy = document.createElement('meta');
+          policy.httpEquiv = 'Content-Security-Policy';
+          policy.content = "style-src 'none'";
+          document.head.append(policy);
+        }"""
+    )
+
+    await show(tab, relay, '<job-progress url="URL" job-id="a"></job-progress>')
+
+    await tab.until("part('job-progress', '.text').textContent === '40 %'")
+    await tab.until(
+        "part('job-progress', '.bar').clientWidth > 0.35 * part('job-progress', '.track').clientWidth"
+    )
+    assert await tab.run("getComputedStyle(part('job-progress', '.bar')).backgroundColor") == (
+        "rgb(37, 99, 235)"
+    )
+    assert await tab.run("refused") == []
+
+
 async def test_bar_of_another_job_begins_anew(
     daemon: StartDaemon, own_redis: EmbeddedRedis, tab: Tab
 ) -> None:

@@ -17,7 +17,7 @@ const STYLE = `
   [data-kind=error] .mark { color: #b91c1c; }
   .whole { display: inherit; align-items: inherit; gap: inherit; width: 100%; }
   .track { flex: 1; min-width: 6em; height: .6em; border: 1px solid currentColor; border-radius: 1em; overflow: hidden; }
-  .bar { width: 0; height: 100%; background: #2563eb; transition: width .2s; }
+  .bar { display: block; width: 0; height: 100%; background: #2563eb; transition: width .2s; }
   [data-kind=completed] .bar { background: #15803d; }
   [data-kind=failed] .bar { background: #b91c1c; }
   @media (prefers-reduced-motion: reduce) { .bar { transition: none; } }
@@ -39,6 +39,16 @@ const TEXTS = {
 /** Where modules are imported without a page, to be rendered on a server, there is no HTMLElement. */
 const Base = globalThis.HTMLElement ?? class {};
 
+/** One for all elements, and no <style>, which a strict Content-Security-Policy refuses. */
+let shared;
+function styleSheet() {
+  if (!shared) {
+    shared = new CSSStyleSheet();
+    shared.replaceSync(STYLE);
+  }
+  return shared;
+}
+
 class ClientElement extends Base {
   #client;
   #isShared = false;
@@ -56,7 +66,9 @@ class ClientElement extends Base {
 
   connectedCallback() {
     if (!this.shadowRoot) {
-      this.attachShadow({ mode: "open" }).innerHTML = `<style>${STYLE}</style>${this.constructor.content}`;
+      const root = this.attachShadow({ mode: "open" });
+      root.adoptedStyleSheets = [styleSheet()];
+      root.innerHTML = this.constructor.content;
     }
     if (!this.#client) {
       this.#client = JobProgressClient.shared({ url: this.getAttribute("url") ?? undefined });
@@ -106,7 +118,7 @@ class RelayStatus extends ClientElement {
 
 class JobProgress extends ClientElement {
   static observedAttributes = ["job-id", "queue-name"];
-  static content = `<span class="whole"><span class="track" role="progressbar" aria-valuemin="0" aria-valuemax="100"><span class="bar" style="display:block"></span></span><span class="text"></span></span>`;
+  static content = `<span class="whole"><span class="track" role="progressbar" aria-valuemin="0" aria-valuemax="100"><span class="bar"></span></span><span class="text"></span></span>`;
   #stop = () => {};
   #first = null;
 
