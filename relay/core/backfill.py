@@ -25,13 +25,15 @@ class _Debt(NamedTuple):
 
     What came between `sent_after` and `position` another subscription has brought: nothing older than that
     must follow. `congestions` is what the outbox counted when the debt began, one less if it was congested: where it
-    differs now, the transport has held the debt up.
+    differs now, the transport has held the debt up. One that `is_paid` owes nothing, but a batch may still be
+    telling what was paid from history: it is told once, and so the debt stays until there is room for more.
     """
 
     position: int
     snapshot: bool
     sent_after: float
     congestions: int
+    is_paid: bool = False
 
 
 class Backfill:
@@ -45,8 +47,9 @@ class Backfill:
         self._stats = stats
         self._owed: dict[str, dict[str | None, _Debt]] = {}
 
-    def __len__(self) -> int:
-        return len(self._owed)
+    def __bool__(self) -> bool:
+        """Whether anything is owed."""
+        return any(not debt.is_paid for debts in self._owed.values() for debt in debts.values())
 
     def owe(
         self, key: Key, position: int, *, snapshot: bool, sent_after: float = math.inf
@@ -56,6 +59,9 @@ class Backfill:
         What came after `sent_after` another subscription brought before. A debt that brings the same events already stays as it is.
         """
         queue, job_id = key
+        for each, debt in list(self._owed.get(job_id, {}).items()):
+            if debt.is_paid:
+                self.cancel((each, job_id))
         debts = self._owed.get(job_id, {})
         if None in debts or queue in debts:
             return Verdict.PASSED
@@ -110,6 +116,7 @@ class Backfill:
         for queue in list(self._owed.get(job_id, ())):
             if self._give((queue, job_id), None) is Verdict.OVERFLOW:
                 verdict = Verdict.OVERFLOW
+            self.cancel((queue, job_id))
         return verdict
 
     def refill(self, room_bytes: int) -> Verdict:
@@ -140,10 +147,11 @@ class Backfill:
         debt = self._owed[job_id][queue]
         events = self._events(key, debt)
         given = events if room_bytes is None else _fitting(events, room_bytes)
-        if len(given) == len(events):
+        is_paid = len(given) == len(events)
+        if not given or (is_paid and room_bytes is not None):
             self.cancel(key)
         else:
-            rest = debt._replace(position=given[-1].seq, snapshot=False)
+            rest = debt._replace(position=given[-1].seq, snapshot=False, is_paid=is_paid)
             self._owed[job_id][queue] = rest
         if not given:
             return Verdict.PASSED

@@ -394,6 +394,25 @@ class OneClient(RuleBasedStateMachine):
         assert all(count <= 1 + self.asked[number] for number, count in times.items())
 
 
+@pytest.mark.parametrize("second", [[COMPLETED], [PROGRESS, COMPLETED]])
+def test_events_of_one_id_in_two_queues_are_told_once_to_whoever_was_owed_them(
+    second: list[str],
+) -> None:
+    client = OneClient()
+    client.begin()
+    client.publish("q1", "j1", [PROGRESS])
+    client.congest(congested=True)
+    client.need_lookups(needed=True)
+    client.subscribe(None, "j1", back=0)
+    client.publish("q1", "j1", [PROGRESS])
+    client.publish("q2", "j1", second)
+
+    client.teardown()
+
+    told = [message["data"]["n"] for message in client.client.seen if "id" in message]
+    assert told.count(2 + len(second)) == 1
+
+
 ALL_JOBS: list[Job] = [(queue, job_id) for queue in ("q1", "q2") for job_id in ("j1", "j2")]
 
 TestOneClient = OneClient.TestCase
