@@ -141,7 +141,7 @@ def test_bound_that_is_missed_is_said_to_be() -> None:
     page = report.render(numbers, "{{bounds}}")
 
     assert rows(page, "paced, CPU: relay ÷ floor") == [
-        ["paced, CPU: relay ÷ floor", "1.50", "≤ 1.3", "**no**"]
+        ["paced, CPU: relay ÷ floor", "1.5", "≤ 1.3", "**no**"]
     ]
     assert rows(page, "paced, CPU: relay ÷ best peer")[0][1:] == ["0.75", "≤ 1", "yes"]
     assert rows(page, "sparse, events/s") == []

@@ -392,5 +392,7 @@ def _bounds(runs: Sequence[Run]) -> str:
             continue
         holds = value >= bound.bound if bound.at_least else value <= bound.bound
         limit = f"{'≥' if bound.at_least else '≤'} {bound.bound:,g}"
-        rows.append([bound.what, number(value), limit, "yes" if holds else "**no**"])
+        # So many digits that a narrow miss does not look like a hit.
+        shown = f"{value:.4g}" if value < 1000 else number(value)
+        rows.append([bound.what, shown, limit, "yes" if holds else "**no**"])
     return table(["", "measured", "bound", "holds"], rows) if rows else "*Not part of this run.*"
