@@ -711,6 +711,15 @@ async def test_the_token_may_come_from_the_environment(monkeypatch: pytest.Monke
     assert fake.authorizations == ["Bearer secret"]
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """For what is started: a shell that runs the tests in its background has them ignore Ctrl-C, and all they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 async def test_ctrl_c_ends_watching_with_130_and_no_traceback() -> None:
     async def visit(visitor: Visitor) -> None:
         await visitor.subscribe()
