@@ -146,7 +146,7 @@ class History:
         """
         record = None
         for known in self.known_jobs.get(draft.job_id, ()):
-            if known.raw:
+            if known.raw and (draft.queue is None or known.queue in (None, draft.queue)):
                 self._settle(draft.job_id, draft.queue)
             if known.queue == draft.queue:
                 record = known
