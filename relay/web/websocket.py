@@ -164,7 +164,7 @@ class WebSocket(asyncio.Protocol):
             self._transport.write_eof()
         if self._inbox is not None:
             self._inbox = None
-            self._transport.resume_reading()
+            self._resume()
 
     def cut_off(self) -> None:
         """End the connection at once."""
@@ -262,8 +262,7 @@ class WebSocket(asyncio.Protocol):
             self.close(error.reason)
         except Exception:  # noqa: BLE001  as above
             self._fail()
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._resume()
         self._read(messages)
 
     def _fail(self) -> None:
