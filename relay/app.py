@@ -24,6 +24,7 @@ from relay.core.errors import InvalidReason
 from relay.core.event import JobEvent, Source
 from relay.core.history import History
 from relay.core.index import Index
+from relay.core.remembered import CHANNELS_BESIDE_HISTORY
 from relay.core.router import Routed, Router
 from relay.core.session import MAX_QUEUE_SNAPSHOTS, Hub, Lookup, Session
 from relay.core.stats import Stats
@@ -59,8 +60,6 @@ from relay.web.visit import Reception
 TICK_SECONDS: Final = 1.0
 INVALID_LINES_PER_SECOND: Final = 5
 HTTP_SHUTDOWN_SECONDS: Final = 2.0
-# Channels remembered of each source, beside as many as history has jobs.
-CHANNELS_BESIDE_HISTORY: Final = 16_384
 # What a reload may change; everything else is said to need a restart.
 RELOADABLE: Final = ("log.level", "limits", "server.allowed_origins", "server.allowed_hosts")
 
@@ -136,7 +135,7 @@ class Relay:
             ttl_seconds=config.history.ttl_seconds,
             exposed=config.history.backend != "off",
             keeps_unwatched=config.history.backend == "memory",
-            is_watched=self._index.names,
+            is_watched=self._index.named.__contains__,
         )
         settings = RedisSettings(
             url=config.redis.url.get_secret_value(),
@@ -171,7 +170,7 @@ class Relay:
             on_read=self._recall.merge,
             hold=self._router.hold,
             release=self._router.release,
-            is_watched=lambda job: self._index.names(job) or self._recall.is_late(job),
+            is_watched=lambda job: job in self._index.named or self._recall.is_late(job),
             is_connected=lambda: self._stats.redis_up,
         )
         self._queue_lookups = QueueLookups(

@@ -94,7 +94,7 @@ class CatchUp:
         if self._recall.knows_anything:
             self._recall.renew()
             # What is being read now may have been read before the link was up: it is read once more.
-            held = [*self._index.jobs(), *self._lookups.jobs(), *self._recall.late()]
+            held = [*self._index.named, *self._lookups.jobs(), *self._recall.late()]
             self._router.hold(held)
             self._held += held  # those of a link that was lost again may still be among them
         self._recall.watch_for_gaps()

@@ -94,10 +94,6 @@ class Index(Generic[S]):
             return bool(self.queues) or job_id in self.named
         return queue in self.queues or (queue, job_id) in self._queue_jobs
 
-    def names(self, job_id: str) -> bool:
-        """Whether anybody watches a job of this id by its name, in whatever queue."""
-        return job_id in self.named
-
     def audience(self, queue: str | None, job_id: str, *, by_name: bool = False) -> Collection[S]:
         """Everybody who watches this job, each once; `by_name`: not those who watch its queue. Not to be
         changed, nor kept across a change."""
@@ -110,10 +106,6 @@ class Index(Generic[S]):
         if len(found) == 1:
             return found[0]
         return set().union(*found) if found else ()
-
-    def jobs(self) -> Iterable[str]:
-        """The ids of all jobs watched by name."""
-        return list(self.named)
 
     def busiest_jobs(self, limit: int) -> list[tuple[Topic, int]]:
         """The jobs that most subscribers watch by name, with how many those are; most first.

@@ -45,7 +45,7 @@ class Record:
     """
 
     __slots__ = (
-        "_end", "_first_ms", "_ids", "_told_end", "is_forgotten", "job_id", "key", "known_seq", "placed_at",
+        "_end", "_first_ms", "_ids", "_told_end", "job_id", "key", "known_seq", "placed_at",
         "placed_seq", "progress", "queue", "raw", "told", "trimmed_seq", "updated_at", "updated_seq",
     )  # fmt: skip
 
@@ -59,7 +59,6 @@ class Record:
         # When it was last put behind all others in history's order, and `updated_seq` of then.
         self.placed_at = -math.inf
         self.placed_seq = 0
-        self.is_forgotten = False
         self.known_seq = 0  # up to where it is the newest that Redis gave, as far as we know
         self.trimmed_seq = 0  # of the newest entry that was trimmed away, or lost behind
         self.progress: float | None = None
@@ -72,6 +71,11 @@ class Record:
     def ended(self) -> bool:
         """Whether the job has ended and not begun again."""
         return self._end is not None
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether history has no place for it any more."""
+        return self.placed_at == -math.inf
 
     @property
     def count(self) -> int:
@@ -95,7 +99,6 @@ class Record:
         self.told, self.raw = [], []
         self._end = self._ids = None
         self.placed_at = -math.inf
-        self.is_forgotten = True
 
     def holds(self, message: bytes) -> bool:
         """Whether this very message is among those not yet understood."""

@@ -8,6 +8,8 @@ from typing import Final
 
 from relay.core.event import Identity
 
+# Channels remembered of each source, beside as many as history has jobs.
+CHANNELS_BESIDE_HISTORY: Final = 16_384
 _MAX_CHANNEL_BYTES: Final = 512  # of a name that is remembered
 
 

@@ -15,7 +15,7 @@ from relay.core.history import History, Key
 from relay.core.index import Index
 from relay.core.outbox import OVERFLOW, PASSED
 from relay.core.record import RawMessage, Refusal
-from relay.core.remembered import Remembered
+from relay.core.remembered import CHANNELS_BESIDE_HISTORY, Remembered
 from relay.core.session import Session
 from relay.core.stats import Stats
 
@@ -69,7 +69,7 @@ class Router:
         index: Index[Session],
         stats: Stats,
         max_payload_bytes: int,
-        max_channels: int = 16_384,
+        max_channels: int = CHANNELS_BESIDE_HISTORY,
         on_invalid: OnInvalid,
         on_overflow: Callable[[Session], None],
         on_routed: Callable[[JobEvent, float | None], None] | None = None,

@@ -64,7 +64,7 @@ def test_agrees_with_a_set_of_pairs(steps: list[Operation]) -> None:
             audience = index.audience(queue, job)
             assert len(audience) == len(expected_audience)
             assert set(audience) == expected_audience
-    assert set(index.jobs()) == {topic[1] for _, topic in pairs if topic[1] is not None}
+    assert set(index.named) == {topic[1] for _, topic in pairs if topic[1] is not None}
 
 
 @given(operations)
@@ -88,7 +88,7 @@ def test_holds_nothing_when_all_have_left(steps: list[Operation]) -> None:
         index.drop(subscriber)
 
     assert index.counts == {"job": 0, "queue": 0}
-    assert not index.jobs()
+    assert not index.named
     assert not any(index.watches(queue, job) for job in JOBS for queue in (None, *QUEUES))
     assert all(value == {} for name, value in vars(index).items() if name != "counts")
 
