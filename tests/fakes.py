@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from relay.core.errors import InvalidReason
 from relay.core.event import PROGRESS, RUNNING_STATUSES, Burst, Draft, Identity, JobEvent, Source
 from relay.core.grants import EVERYTHING, Grants
 from relay.core.history import History
@@ -114,13 +115,16 @@ def decode(data: bytes) -> list[Message]:
 
 
 class Relay:
-    """Router, history, index and sessions, put together as the composition root does."""
+    """Router, history, index and sessions, put together as the composition root does.
+
+    Speaks the tests' dialect, or that of `source`. What the router tells is for a subclass to heed.
+    """
 
     def __init__(
-        self, *, max_events: int = 100, max_jobs: int = 1000, exposed: bool = True,
-        keeps_unwatched: bool = True, **limits: Any,
+        self, *, source: Source | None = None, max_payload_bytes: int = 1 << 20, max_events: int = 100,
+        max_jobs: int = 1000, exposed: bool = True, keeps_unwatched: bool = True, **limits: Any,
     ) -> None:  # fmt: skip
-        self.dialect = Dialect()
+        self.source = source or Dialect()
         self.stats = Stats()
         self.index: Index[Session] = Index()
         self.looked_up: set[str] = set()  # the jobs that must be looked up at a subscribe
@@ -128,13 +132,13 @@ class Relay:
         self.overflowed: list[Session] = []
         self.routed: list[JobEvent] = []
         self.router = Router(
-            sources={self.dialect.pattern.encode(): self.dialect},
+            sources={self.source.pattern.encode(): self.source},
             index=self.index,
             stats=self.stats,
-            max_payload_bytes=1 << 20,
-            on_invalid=lambda reason, channel, error=None: None,
-            on_overflow=self.overflowed.append,
-            on_routed=lambda event, progress: self.routed.append(event),
+            max_payload_bytes=max_payload_bytes,
+            on_invalid=self._on_invalid,
+            on_overflow=self._on_overflow,
+            on_routed=self._on_routed,
         )
         self.history = self.router.history = History(
             epoch=EPOCH,
@@ -168,6 +172,19 @@ class Relay:
             **(defaults | limits),
         )
 
+    def _on_invalid(
+        self, reason: InvalidReason, channel: bytes, error: Exception | None = None
+    ) -> None:
+        """A message was dropped."""
+
+    def _on_overflow(self, session: Session) -> None:
+        """A session's outbox is full."""
+        self.overflowed.append(session)
+
+    def _on_routed(self, event: JobEvent, progress: float | None) -> None:
+        """Somebody is told of an event."""
+        self.routed.append(event)
+
     @property
     def seq(self) -> int:
         """The position of the newest message."""
@@ -198,7 +215,8 @@ class Relay:
     ) -> None:  # fmt: skip
         """A lookup reads this message of the job."""
         each = draft(name, job_id, queue, **fields)
-        told = self.dialect.identify(identity(job_id, queue).channel)
+        told = self.source.identify(identity(job_id, queue).channel)
+        assert told is not None
         self.router.merge([Found(told, written(each), stored_id, 500)], 1.0)
 
 

@@ -20,13 +20,10 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from relay.core.grants import EVERYTHING
-from relay.core.history import History
-from relay.core.index import Index
-from relay.core.router import Router
-from relay.core.session import Hub, Session
-from relay.core.stats import Stats
+from relay.core.session import Session
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
+from tests import fakes
 
 RECORD = Path(__file__).with_name("bounds.json")
 TOLERANCE = 0.1
@@ -46,51 +43,21 @@ class Cost(NamedTuple):
     blocks: float
 
 
-class Core:
-    """Router, history, index and sessions. A session's outbox is emptied when a batch is done."""
+class Core(fakes.Relay):
+    """The hot path without its ends. A session's outbox is emptied when a batch is done."""
 
     def __init__(self, *, keeps: bool = True) -> None:
-        self._source = ChannelSource(ChannelTemplate.parse("jobs:{jobId}"))
-        self._woken: list[Session] = []
-        self._sequence = 0
-        stats, index = Stats(), Index[Session]()
-        self.router = Router(
-            sources={self._source.pattern.encode(): self._source},
-            index=index,
-            stats=stats,
-            max_payload_bytes=1 << 20,
-            on_invalid=lambda reason, channel, error=None: None,
-            on_overflow=lambda session: None,
-        )
-        self.router.history = History(
-            epoch="e",
-            understand=self.router.understand,
-            on_refused=self.router.refused,
-            max_events=100,
+        super().__init__(
+            source=ChannelSource(ChannelTemplate.parse("jobs:{jobId}")),
             max_jobs=100_000,
-            max_bytes=1 << 26,
-            ttl_seconds=3600,
             exposed=keeps,
             keeps_unwatched=keeps,
-            is_watched=index.names,
-        )
-        self.hub = Hub(
-            index=index,
-            history=self.router.history,
-            stats=stats,
-            position=lambda: self.router.seq,
-            needs_lookup=lambda job_id, queue: False,
-            hold=self.router.hold,
-            release=self.router.release,
-            wake=self._woken.append,
-            heartbeat_seconds=25,
-            high_water_bytes=65536,
-            max_outbox_bytes=1 << 22,
             max_subscriptions=1_000_000,
-            max_errors=10,
             messages_per_second=1e9,
             messages_burst=1_000_000_000,
         )
+        self.router.on_routed = None  # as without the debug log
+        self._sequence = 0
 
     def session(self, job_id: str) -> Session:
         """A client that watches a job."""
@@ -104,7 +71,7 @@ class Core:
         session.receive(request, 1.0)
         session.outbox.take(65536)
         session.woken = False
-        self._woken.clear()
+        self.woken.clear()
 
     def message(self, job_id: str) -> Message:
         """A message as it comes from Redis."""
@@ -119,10 +86,10 @@ class Core:
     def receive(self, batch: list[Message]) -> None:
         """Route a batch and empty the outboxes that got something."""
         self.router.receive(batch, 1.0, 1000)
-        for session in self._woken:
+        for session in self.woken:
             session.woken = False
             session.outbox.take(65536)
-        self._woken.clear()
+        self.woken.clear()
 
 
 # --- what is measured: prepared first, then run once with nothing counted, then counted ---------------
@@ -138,11 +105,15 @@ def unwatched(*, keeps: bool) -> Work:
         [core.message(f"job-{number}") for number in range(100)] for _ in range(UNITS // 100)
     ]
 
+    return _receiving(core, batches), UNITS
+
+
+def _receiving(core: Core, batches: list[list[Message]]) -> Callable[[], None]:
     def work() -> None:
         for batch in batches:
             core.receive(batch)
 
-    return work, UNITS
+    return work
 
 
 def burst() -> Work:
@@ -151,11 +122,7 @@ def burst() -> Work:
     sessions = [core.session("watched") for _ in range(WATCHERS)]
     batches = [[core.message("watched") for _ in range(20)] for _ in range(5)]
 
-    def work() -> None:
-        for batch in batches:
-            core.receive(batch)
-
-    return work, 100 * len(sessions)
+    return _receiving(core, batches), 100 * len(sessions)
 
 
 def paced() -> Work:
@@ -164,11 +131,7 @@ def paced() -> Work:
     sessions = [core.session("watched") for _ in range(WATCHERS)]
     batches = [[core.message("watched")] for _ in range(UNITS // 10)]
 
-    def work() -> None:
-        for batch in batches:
-            core.receive(batch)
-
-    return work, len(batches) * len(sessions)
+    return _receiving(core, batches), len(batches) * len(sessions)
 
 
 def single() -> Work:
@@ -178,11 +141,7 @@ def single() -> Work:
     sessions = [core.session(job_id) for job_id in jobs]
     batches = [[core.message(job_id)] for job_id in jobs * (UNITS // 100)]
 
-    def work() -> None:
-        for batch in batches:
-            core.receive(batch)
-
-    return work, len(batches) * len(sessions) // len(jobs)
+    return _receiving(core, batches), len(batches) * len(sessions) // len(jobs)
 
 
 def subscribe() -> Work:

@@ -150,7 +150,7 @@ class _Turn:
         """End the process; idempotent."""
         stage, self._stage = self._stage, None
         if stage is not None:
-            stage.__exit__(None, None, None)
+            stage.__exit__()
 
     def __enter__(self) -> Self:
         return self

@@ -8,9 +8,8 @@ import orjson
 import pytest
 
 from relay.core.errors import AmendedReason, InvalidReason
-from relay.core.history import History
 from relay.core.outbox import Verdict
-from relay.core.router import OVERSIZE_FACTOR, Found, Router
+from relay.core.router import OVERSIZE_FACTOR, Found
 from relay.core.session import Session
 from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
@@ -20,7 +19,7 @@ from tests.fakes import Client, Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from relay.core.event import Draft, Identity
+    from relay.core.event import Draft, Identity, JobEvent
 
 NOW, NOW_MS = 100.0, 100_000
 MAX_PAYLOAD_BYTES = 32_000
@@ -55,32 +54,15 @@ class Bench(fakes.Relay):
         exposed: bool = True,
         **limits: Any,
     ) -> None:
-        super().__init__(exposed=exposed, **limits)
-        self.source = source(ChannelTemplate.parse(template))
+        super().__init__(
+            source=source(ChannelTemplate.parse(template)),
+            max_payload_bytes=MAX_PAYLOAD_BYTES,
+            exposed=exposed,
+            **limits,
+        )
         self.invalid: list[Reported] = []
         self.on_overflow: Callable[[Session], None] = lambda _: None
         self.debugged: list[tuple[str, float | None]] = []
-        self.router = Router(
-            sources={self.source.pattern.encode(): self.source},
-            index=self.index,
-            stats=self.stats,
-            max_payload_bytes=MAX_PAYLOAD_BYTES,
-            on_invalid=self._on_invalid,
-            on_overflow=self._on_overflow,
-            on_routed=lambda event, progress: self.debugged.append((event.job_id, progress)),
-        )
-        self.history = self.router.history = self.hub.history = History(
-            epoch=fakes.EPOCH,
-            understand=self.router.understand,
-            on_refused=self.router.refused,
-            max_events=100,
-            max_jobs=1000,
-            max_bytes=1 << 24,
-            ttl_seconds=3600,
-            exposed=exposed,
-        )
-        self.hub.position = lambda: self.router.seq
-        self.hub.hold, self.hub.release = self.router.hold, self.router.release
 
     def _on_invalid(
         self, reason: InvalidReason, channel: bytes, error: Exception | None = None
@@ -88,8 +70,11 @@ class Bench(fakes.Relay):
         self.invalid.append((reason, channel, error))
 
     def _on_overflow(self, session: Session) -> None:
-        self.overflowed.append(session)
+        super()._on_overflow(session)
         self.on_overflow(session)
+
+    def _on_routed(self, event: JobEvent, progress: float | None) -> None:
+        self.debugged.append((event.job_id, progress))
 
     def receive(self, *payloads: bytes | Message, channel: str = "jobs:q:job") -> float:
         """One batch of one channel. Returns how many watched events it came to."""

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 
 from relay.demo.embedded import EmbeddedRedis
+from tests.bench.proc import pss_kib
 from tests.e2e.conftest import Daemon, Launcher
 from tests.fuzz import inputs
 from tests.fuzz.listening import EventStreamListener, Listener, WebSocketListener
@@ -32,6 +32,7 @@ from tests.web.conftest import PING, frame, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 SOON_SECONDS: Final = 30.0
 # What may come on top after a tenth of the run: the memory that Python does not give back.
@@ -140,7 +141,7 @@ class Fuzzer:
         """Send all, wait until all is read, judge."""
         report = self.report
         await self._everything_is_told()
-        report.start_bytes = pss_bytes(self._daemon.pid)
+        report.start_bytes = 1024 * pss_kib([self._daemon.pid])
         try:
             async with asyncio.TaskGroup() as tasks:
                 listening = [tasks.create_task(listener.run()) for listener in self._listeners]
@@ -165,11 +166,11 @@ class Fuzzer:
             await asyncio.wait(workers, timeout=0.5)
             sent = report.counts.total()
             if not report.tenth_bytes and sent >= report.wanted / 10:
-                report.tenth_bytes = pss_bytes(self._daemon.pid)
+                report.tenth_bytes = 1024 * pss_kib([self._daemon.pid])
             if sent - told_at >= report.wanted / 10:
                 told_at = sent
                 seconds = time.monotonic() - self._began_at
-                memory = _mebibytes(pss_bytes(self._daemon.pid))
+                memory = _mebibytes(1024 * pss_kib([self._daemon.pid]))
                 self._say(f"fuzz: {sent:,} inputs, {seconds:.0f} s, PSS {memory}")
         for task in listening:
             task.cancel()
@@ -248,7 +249,7 @@ class Fuzzer:
         except OSError as error:
             report.faults.append(f"the daemon does not answer: {error}")
             return
-        report.end_bytes = pss_bytes(daemon.pid)
+        report.end_bytes = 1024 * pss_kib([daemon.pid])
         if report.tenth_bytes and report.end_bytes > report.tenth_bytes + GROWTH_BYTES:
             report.faults.append("memory went on growing after the first tenth")
         report.faults += complaints(daemon)
@@ -263,16 +264,6 @@ def complaints(daemon: Daemon) -> list[str]:
     ]
     found += daemon.error_text().splitlines()
     return [f"{count} × {complaint}" for complaint, count in Counter(found).most_common()]
-
-
-def pss_bytes(pid: int) -> int:
-    """The memory of a process, its share of what it shares (Linux; 0 elsewhere)."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0
-    (kibibytes,) = re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)
-    return int(kibibytes) * 1024
 
 
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
