@@ -25,8 +25,8 @@ class _Debt(NamedTuple):
 
     What came between `sent_after` and `position` another subscription has brought: nothing older than that
     must follow. `congestions` is what the outbox counted when the debt began, one less if it was congested: where it
-    differs now, the transport has held the debt up. One that `is_paid` owes nothing, but a batch may still be
-    telling what was paid from history: it is told once, and so the debt stays until there is room for more.
+    differs now, the transport has held the debt up. One that `is_paid` owes nothing, but the batch that had it paid
+    may bring more of what was paid: the debt stays until something newer comes, or there is room for more.
     """
 
     position: int
@@ -135,6 +135,12 @@ class Backfill:
             return None
         queue = None if None in debts else burst.queue
         if queue not in debts:
+            return None
+        debt = debts[queue]
+        if debt.is_paid:
+            if burst.events[-1].seq <= debt.position:
+                return Verdict.HELD  # it was among what was paid
+            self.cancel((queue, burst.job_id))
             return None
         if not self._outbox.congested and not any(event.terminal for event in burst.events):
             return Verdict.HELD

@@ -179,6 +179,18 @@ def test_an_end_and_a_new_run_in_one_batch_are_both_given(owing: Owing) -> None:
     assert owing.take() == ["e-1", "e-2"]
 
 
+def test_what_comes_after_a_debt_was_paid_is_told_like_any_other_event(owing: Owing) -> None:
+    owing.backfill.owe((None, "job"), position=0, snapshot=True)
+    end, other = owing.admit(COMPLETED, queue="q1"), owing.admit(queue="q2")
+    owing.backfill.absorb(burst(end))
+
+    same_batch = owing.backfill.absorb(burst(other))
+    later = owing.backfill.absorb(burst(owing.admit(queue="q2")))
+
+    assert (same_batch, later) == (Verdict.HELD, None)
+    assert owing.take() == ["e-1", "e-2"]
+
+
 def test_how_a_job_ended_is_given_before_what_came_since(owing: Owing) -> None:
     owing.admit(FAILED)
     # Not a new run: without a running status the end stands.
