@@ -4,6 +4,9 @@ With history in memory every reconnection is a gap, said at once. With durable h
 watched, and those that publishers noted for watched queues, are read again; only then is everybody told
 that Redis is back, and whether something may have been missed. From the moment the link is up until a
 job was read its live messages are held, so that nothing newer comes first.
+
+The first link is like any other to who watched something before it was up; to everybody else it is no
+gap.
 """
 
 import asyncio
@@ -68,6 +71,7 @@ class CatchUp:
         self._durable = durable
         self._tell_all = tell_all
         self._link = 0  # which link this is
+        self._owing = False  # whether somebody lived through the time before this link
         self._came_up = asyncio.Event()
         self._held: list[str] = []  # jobs held since the link came up
         # From when on something may have been missed; None while nothing is.
@@ -81,16 +85,16 @@ class CatchUp:
         self._link += 1
         if self._durable:
             self._history.mark_stale(self._router.seq)
-        if self._link == 1:
-            # Nobody was told of anything before: what is missing was never promised.
+        is_first = self._link == 1
+        self._owing = not is_first or any(self._index.counts.values())
+        self._stats.redis_reconnects += not is_first
+        if not self._owing:
             self._tell_all(redis_up=True)
-        else:
-            self._stats.redis_reconnects += 1
-            if not self._durable:
-                self._stats.gaps += 1
-                log.warning("events_missed", advice='history.backend = "redis" would fill the gap')
-                self._history.mark_gap(self._router.seq)
-                self._tell_all(redis_up=True, gap=lambda _: True)
+        elif not self._durable:
+            self._stats.gaps += 1
+            log.warning("events_missed", advice='history.backend = "redis" would fill the gap')
+            self._history.mark_gap(self._router.seq)
+            self._tell_all(redis_up=True, gap=self._watches_something if is_first else _everybody)
         if self._recall.knows_anything:
             self._recall.renew()
             # What is being read now may have been read before the link was up: it is read once more.
@@ -156,7 +160,7 @@ class CatchUp:
         self._is_loss = False
         missed = self._recall.gaps()
         holed = {queue for queue, (jobs, whole) in noted.items() if not whole or jobs & missed}
-        if not self._durable or link == 1:
+        if not (self._durable and self._owing):
             return  # told already
         if changed or missed or holed:
             self._stats.gaps += 1
@@ -165,13 +169,22 @@ class CatchUp:
             )
 
         def has_gap(session: Session) -> bool:
-            topics = self._index.topics(session)
-            return bool(topics) and (
+            return self._watches_something(session) and (
                 changed
-                or any(queue in holed if job is None else job in missed for queue, job in topics)
+                or any(
+                    queue in holed if job is None else job in missed
+                    for queue, job in self._index.topics(session)
+                )
             )
 
         self._tell_all(redis_up=True, gap=has_gap)
+
+    def _watches_something(self, session: Session) -> bool:
+        return bool(self._index.topics(session))
+
+
+def _everybody(_: Session) -> bool:
+    return True
 
 
 def _now_ms() -> int:

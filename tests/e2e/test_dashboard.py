@@ -17,7 +17,7 @@ from playwright.async_api import expect
 
 from tests.client.conftest import browser, in_browser, on, progress, publish
 from tests.client.packages import require_package
-from tests.e2e.conftest import SOON_SECONDS, Client, daemon, launcher
+from tests.e2e.conftest import Client, daemon, launcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

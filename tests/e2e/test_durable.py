@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -174,6 +174,29 @@ async def test_job_that_ends_while_the_relay_reconnects_is_seen_to_end(
     assert not gap
     assert await gaps(relay) == 0
     assert (polled["status"], polled["id"]) == ("completed", work.ids[-1])
+
+
+async def test_job_that_ends_while_a_relay_first_connects_is_seen_to_end(
+    daemon: StartDaemon, own_redis: EmbeddedRedis, work: Work
+) -> None:
+    async with AsyncExitStack() as clients:
+        async with outage(own_redis):
+            relay = daemon(on(own_redis), subscribed=False)
+            client, onlooker = [
+                await clients.enter_async_context(Client.at(relay.ws_url)) for _ in range(2)
+            ]
+            stands = await client.subscribe(JOB)
+            await onlooker.send("subscribe-to-queue", {"queueName": QUEUE})
+            await onlooker.told("subscribed")
+            work.complete()
+        told_gaps = []
+        for each in (client, onlooker):
+            await each.told("job-completed")
+            told_gaps.append(each.statuses()[-1]["gap"] or await until_told(each, "connected"))
+
+    assert stands == {"known": False, "recovered": False, "replayed": 0}
+    assert told_gaps == [False, False]
+    assert await gaps(relay) == 0
 
 
 async def test_job_of_which_nothing_was_known_before_the_outage_is_seen_to_end(

@@ -65,20 +65,33 @@ async def test_first_message_tells_who_one_is_and_how_the_relay_stands(serve: Se
     }
 
 
-async def test_first_subscription_to_redis_is_no_gap(
-    own_redis: EmbeddedRedis, serve: Serve
+@pytest.mark.parametrize("backend", ["off", "memory"])
+async def test_first_subscription_to_redis_is_a_gap_to_who_watched_before_it_alone(
+    own_redis: EmbeddedRedis, serve: Serve, backend: str
 ) -> None:
     own_redis.kill()
-    relay = await serve({"redis.url": own_redis.url, "redis.backoff_max_seconds": 0.05})
-    client = await relay.raw()
-    await client.upgrade()
-    first = await client.until("relay-status")
+    relay = await serve(
+        {
+            "redis.url": own_redis.url,
+            "redis.backoff_max_seconds": 0.05,
+            "history.backend": backend,
+        }
+    )
+    watcher, bystander = [await relay.raw() for _ in range(2)]
+    for client in (watcher, bystander):
+        await client.upgrade()
+        await client.until("relay-status", redis="disconnected")
+    await watcher.send(command("subscribe-to-job", {"jobId": "job"}))
+    await watcher.until("subscribed")
 
     own_redis.start()
-    status = await client.until("relay-status", redis="connected")
+    told = [
+        await client.until("relay-status", redis="connected") for client in (watcher, bystander)
+    ]
 
-    assert first["data"]["redis"] == "disconnected"
-    assert status["data"]["gap"] is False
+    assert [status["data"]["gap"] for status in told] == [True, False]
+    assert await relay.metric("relay_gaps_total") == 1
+    assert await relay.metric("relay_redis_reconnects_total") == 0
 
 
 async def test_everybody_is_told_of_the_loss_of_redis_and_of_the_gap_after_it(
