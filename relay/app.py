@@ -25,9 +25,10 @@ from relay.core.event import JobEvent, Source
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.remembered import CHANNELS_BESIDE_HISTORY
-from relay.core.router import Routed, Router
+from relay.core.router import Router
 from relay.core.session import MAX_QUEUE_SNAPSHOTS, Hub, Lookup, Session
 from relay.core.stats import Stats
+from relay.intake import Intake
 from relay.metrics import Metrics, RelayCollector
 from relay.settings import Config, is_loopback
 from relay.sources.celery import CelerySource
@@ -43,7 +44,6 @@ from relay.web import listener
 from relay.web.admin import Admin, Readiness
 from relay.web.credentials import Carriers
 from relay.web.dashboard import Dashboard
-from relay.web.flusher import Flusher
 from relay.web.front import Door, Front
 from relay.web.gatekeeper import Gatekeeper, Rules
 from relay.web.gateway import Gateway
@@ -110,8 +110,6 @@ class Relay:
         self._log = structlog.stdlib.get_logger()
         self._stats = Stats()
         self._accepts = True  # whether there was a descriptor left for one more connection
-        self._paused = False
-        self._unfinished: list[tuple[float, Routed]] = []  # batches not yet at their last socket
         self._invalid_lines = logs.RateLimited(INVALID_LINES_PER_SECOND)
         sources = build_sources(config)
         epoch = secrets.token_hex(4)
@@ -144,12 +142,13 @@ class Relay:
             tls_ca_file=config.redis.tls_ca_file,
             connect_timeout_seconds=config.redis.connect_timeout_seconds,
         )
-        self._subscription = Subscription(
+        self._intake = Intake(self._loop, self._router, self._stats)
+        self._subscription = self._intake.source = Subscription(
             settings,
             [source.pattern for source in sources.values()],
             health_check_seconds=config.redis.health_check_seconds,
             backoff_max_seconds=config.redis.backoff_max_seconds,
-            on_batch=self._on_batch,
+            on_batch=self._intake.take,
             on_up=self._on_up,
             on_down=self._on_down,
         )
@@ -181,7 +180,6 @@ class Relay:
             is_watched=self._index.queues.__contains__,
             is_connected=lambda: self._stats.redis_up,
         )
-        self._flusher = Flusher(self._loop, self._on_flushed)
         self._revocations = Revocations()
         self._authenticator: JwtAuthenticator | None = None
         if config.auth.mode == "jwt":
@@ -197,7 +195,7 @@ class Relay:
         )
         self._gateway = Gateway(
             self._make_hub(),
-            flusher=self._flusher,
+            flusher=self._intake.flusher,
             look_up=self._look_up,
             prove=self._gatekeeper.prove,
             clock_ms=_now_ms,
@@ -328,37 +326,10 @@ class Relay:
 
     # What upstream tells
 
-    def _on_batch(self, messages: list[list[bytes]]) -> None:
-        received_at = time.perf_counter()  # uvloop's clock stands still within a turn
-        self._flusher.gather()
-        routed = self._router.receive(messages, self._loop.time(), _now_ms())
-        if routed.count:
-            self._unfinished.append((received_at, routed))
-        if self._flusher.flush():
-            self._on_flushed()
-        elif not self._paused:
-            # The next read waits until this one is in its sockets: nothing piles up in between.
-            self._paused = True
-            self._subscription.pause()
-
-    def _on_flushed(self) -> None:
-        """Every session has been written to: what was received is with its last socket."""
-        if self._unfinished:
-            now, now_ms = time.perf_counter(), time.time() * 1000
-            for received_at, routed in self._unfinished:
-                self._stats.relay_seconds.observe(now - received_at, routed.count)
-                for ts_ms in routed.ts_ms:
-                    self._stats.delivery_seconds.observe((now_ms - ts_ms) / 1000)
-            self._unfinished.clear()
-        if self._paused:
-            self._paused = False
-            self._subscription.resume()
-
     def _on_up(self) -> None:
         self._log.info("redis_subscribed", url=self._config.redis.shown_url)
         self._catch_up.came_up()
-        if self._paused:
-            self._subscription.pause()  # a new link, but the last batch is still on its way
+        self._intake.on_up()
 
     def _on_down(self, leaving: Leaving) -> None:
         self._catch_up.went_down(leaving.doubt_seconds, is_loss=leaving.is_loss)
@@ -415,7 +386,7 @@ class Relay:
             release=self._router.release,
             auth_mode=config.auth.mode,
             stores_queues=config.history.backend == "redis",
-            wake=self._flusher.wake,
+            wake=self._intake.flusher.wake,
             heartbeat_seconds=config.heartbeat.interval_seconds,
             high_water_bytes=config.backpressure.high_water_bytes,
             max_outbox_bytes=config.backpressure.max_outbox_bytes,
