@@ -14,8 +14,8 @@ import redis
 from structlog.testing import capture_logs
 
 from relay.demo.embedded import EmbeddedRedis
-from relay.upstream import subscription
-from relay.upstream.subscription import BACKOFF_BASE_SECONDS, MAX_TURN_BYTES, Subscription
+from relay.upstream.reader import MAX_TURN_BYTES, Reader
+from relay.upstream.subscription import BACKOFF_BASE_SECONDS, Subscription
 from tests.proxy import Proxy
 from tests.upstream.conftest import redis_settings
 
@@ -489,9 +489,9 @@ async def test_stalled_event_loop_is_not_taken_for_a_lost_redis(
     stalled_enough = asyncio.Event()
     stalls = iter(range(3))
     here, there = socket.socketpair()
-    ping = subscription._Reader._ping
+    ping = Reader._ping
 
-    def ping_and_stall(reader: subscription._Reader) -> None:
+    def ping_and_stall(reader: Reader) -> None:
         ping(reader)
         there.send(b"!")
 
@@ -503,7 +503,7 @@ async def test_stalled_event_loop_is_not_taken_for_a_lost_redis(
             time.sleep(0.5)
 
     loop.add_reader(here, stall)
-    monkeypatch.setattr(subscription._Reader, "_ping", ping_and_stall)
+    monkeypatch.setattr(Reader, "_ping", ping_and_stall)
     async with Listener.of(redis_settings(shared_redis.url), health_check_seconds=0.4) as listener:
         await listener.up()
         await asyncio.wait_for(stalled_enough.wait(), SOON_SECONDS)
