@@ -18,6 +18,7 @@ from aiohttp import web
 from relay import logs, systemd
 from relay.auth.revocations import Revocations
 from relay.auth.tokens import JwtAuthenticator, make_authenticator
+from relay.build import is_compiled
 from relay.catchup import CatchUp
 from relay.config import ConfigError
 from relay.core.errors import InvalidReason
@@ -247,7 +248,12 @@ class Relay:
         addresses = Addresses(addresses.public, listener.url(bound))
         for sock in bound:
             self._servers.append(await self._listen(sock, partial(self._new_http, self._admin)))
-        self._log.info("relay_listening", public=addresses.public, admin=addresses.admin)
+        self._log.info(
+            "relay_listening",
+            public=addresses.public,
+            admin=addresses.admin,
+            compiled=is_compiled(),
+        )
         return addresses
 
     async def run(self) -> None:
@@ -347,7 +353,7 @@ class Relay:
                 exc_info=error,
             )
 
-    def _on_routed(self, event: JobEvent, progress: float | None) -> None:
+    def _on_routed(self, event: JobEvent, progress: int | float | None) -> None:
         self._log.debug(
             "event_routed", job_id=event.job_id, event_name=event.name, progress=progress
         )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 import click
 
 from relay import __version__
+from relay.build import is_compiled
 
 if TYPE_CHECKING:
     from relay.app import Addresses
@@ -57,7 +58,7 @@ _ready_file_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="relay")
+@click.version_option(__version__ + " (compiled)" * is_compiled(), prog_name="relay")
 def main() -> None:
     """Bring the progress of background jobs from Redis to browsers.
 

@@ -19,6 +19,7 @@ from redis.client import PubSub
 
 from relay import __version__
 from relay.app import Addresses
+from relay.build import is_compiled
 from relay.cli import main
 from relay.config import ConfigError
 from relay.demo.embedded import EmbeddedRedis, EmbeddedRedisError
@@ -91,7 +92,9 @@ def test_help_is_there_at_once_because_nothing_heavy_is_imported() -> None:
 
 
 def test_the_version_is_shown() -> None:
-    assert relay("--version").output == f"relay, version {__version__}\n"
+    built = " (compiled)" if is_compiled() else ""
+
+    assert relay("--version").output == f"relay, version {__version__}{built}\n"
 
 
 # --- settings ------------------------------------------------------------

@@ -70,7 +70,7 @@ class DecodeError(RelayError):
 class CommandError(RelayError):
     """A client's message is at fault; it is answered with `error` and the session goes on."""
 
-    def __init__(self, code: ErrorCode, message: str, ref: str | float | None = None) -> None:
+    def __init__(self, code: ErrorCode, message: str, ref: str | int | float | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

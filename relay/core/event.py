@@ -103,7 +103,7 @@ class Draft:
         *,
         id: str | None = None,
         runs: bool = False,
-        ts_ms: float | None = None,
+        ts_ms: int | float | None = None,
         amended: tuple[AmendedReason, ...] = (),
         data: bytes | None = None,
     ) -> None:
@@ -190,7 +190,7 @@ class Format(Protocol):
     def event(self, event: JobEvent) -> bytes:
         """One job event, ready for a socket."""
 
-    def reply(self, event: str, data: object, ref: str | float | None = None) -> bytes:
+    def reply(self, event: str, data: object, ref: str | int | float | None = None) -> bytes:
         """Anything else the relay says, ready for a socket; `ref` is the request's."""
 
 

@@ -202,7 +202,7 @@ class History:
                 newest = events
         return newest
 
-    def progress(self, job_id: str, queue: str | None) -> float | None:
+    def progress(self, job_id: str, queue: str | None) -> int | float | None:
         """The last progress known of the job that `snapshot` would tell of."""
         records = [record for record in self._matching(job_id, queue) if record.count]
         return max(records, key=attrgetter("updated_seq")).progress if records else None

@@ -65,7 +65,7 @@ def _parse_leniently(payload: bytes) -> object:
         raise DecodeError(InvalidReason.NOT_JSON) from None
 
 
-def _int64(digits: str) -> float | None:
+def _int64(digits: str) -> int | float | None:
     if len(digits) <= _MAX_INT64_CHARACTERS and (number := int(digits)) in _INT64:
         return number
     return _finite(digits)

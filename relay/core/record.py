@@ -61,7 +61,7 @@ class Record:
         self.placed_seq = 0
         self.known_seq = 0  # up to where it is the newest that Redis gave, as far as we know
         self.trimmed_seq = 0  # of the newest entry that was trimmed away, or lost behind
-        self.progress: float | None = None
+        self.progress: int | float | None = None
         self._end: JobEvent | None = None  # the event the job ended with, until it runs again
         self._told_end = False  # whether the newest event told is an end
         self._first_ms: int | None = None  # when this run of the job was first seen
@@ -245,7 +245,7 @@ def _encode(fields: dict[str, Any]) -> bytes:
 
 def _processing_time_ms(
     given: dict[str, Any], first_ms: int | None, at_ms: int, seen_before: bool
-) -> float | None:
+) -> int | float | None:
     told = given.get("processingTime")
     if _is_number(told):
         return max(told, 0)  # type: ignore[type-var]

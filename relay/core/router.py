@@ -72,7 +72,7 @@ class Router:
         max_channels: int = CHANNELS_BESIDE_HISTORY,
         on_invalid: OnInvalid,
         on_overflow: Callable[[Session], None],
-        on_routed: Callable[[JobEvent, float | None], None] | None = None,
+        on_routed: Callable[[JobEvent, int | float | None], None] | None = None,
     ) -> None:
         self.seq = 0
         self.history: History  # given right after: history understands by this object

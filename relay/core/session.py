@@ -329,7 +329,7 @@ class Session:
             self._snapshot_queues = set()
         sent_after = math.inf if added else float(topics[(queue, None)])
         if queue in self._snapshot_queues:
-            sent_after = -1
+            sent_after = -1.0
         self._snapshot_queues.add(queue)
         position = self._hub.position()
         for job_id in history.newest_of_queue(queue, MAX_QUEUE_SNAPSHOTS):
@@ -518,6 +518,6 @@ class Session:
         self._tokens_at = now
 
 
-def _whole(number: float) -> float:
+def _whole(number: float) -> int | float:
     """25 rather than 25.0: the same to JSON, kinder to readers and to typed clients."""
     return int(number) if number == int(number) else number

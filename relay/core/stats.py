@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 # From a lone event on an idle machine (some 100 µs) to a client that gave up long ago.
-SECONDS_BUCKETS: Final = (
+SECONDS_BUCKETS: Final[Sequence[float]] = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 
@@ -21,7 +21,7 @@ class Histogram:
 
     __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds: Sequence[float] = SECONDS_BUCKETS) -> None:
+    def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
@@ -83,6 +83,6 @@ class Stats:
         self.tokens_refused: Counter[str] = Counter()
         self.redis_up = False
         self.redis_reconnects = 0
-        self.relay_seconds = Histogram()
-        self.delivery_seconds = Histogram()
+        self.relay_seconds = Histogram(SECONDS_BUCKETS)
+        self.delivery_seconds = Histogram(SECONDS_BUCKETS)
         self.loop_lag_seconds = 0.0

@@ -15,7 +15,7 @@ from relay.core import payload
 from relay.core.errors import TEMPORARY, CommandError, ErrorCode
 from relay.core.event import JobEvent, is_name, text_frame
 
-Ref = str | float | None
+Ref = str | int | float | None
 MAX_REF_CHARACTERS: Final = 64
 _MAX_DEPTH: Final = 254  # orjson writes no deeper; what a client sends must fit into its answer
 # An event id comes back in the header Last-Event-ID, where none of these can stand.
@@ -77,7 +77,7 @@ class AuthenticateCommand:
 class PingCommand:
     """`ping`: `data` comes back as it is."""
 
-    data: object
+    data: Any
     ref: Ref
 
 

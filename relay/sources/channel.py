@@ -242,7 +242,7 @@ def _name(identity: Identity, fields: dict[str, Any], amended: list[AmendedReaso
     return PROGRESS
 
 
-def percent(value: dict[str, Any]) -> float | None:
+def percent(value: dict[str, Any]) -> int | float | None:
     """The progress in an object such as `{"percent": 40}` or `{"current": 2, "total": 5}`.
 
     A quotient is clamped to 0-100 before it is rounded, since it may be infinite.
@@ -308,7 +308,7 @@ def _as_id(value: object) -> str | None:
     return value if type(value) is str else None
 
 
-def _number(value: object) -> float | None:
+def _number(value: object) -> int | float | None:
     return value if type(value) in (int, float) else None  # type: ignore[return-value]
 
 

@@ -4,6 +4,8 @@ Redis: PSUBSCRIBE, PING in subscribed mode (RESP2). The socket is read by hiredi
 transport. The link counts as lost when a PING, sent every half of the health check's time, is followed by
 silence for the other half. Reading stops while the last batch is not handed on (`pause`), and after a bounded
 number of bytes a turn of the loop, so that sockets get their turn however fast Redis is.
+
+No coroutines: this file is on the hot path, which can be compiled (setup.py).
 """
 
 import asyncio
