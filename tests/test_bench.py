@@ -131,19 +131,28 @@ def test_page_names_what_was_left_out_and_how_to_get_it() -> None:
     ]
 
 
-def test_bound_that_is_missed_is_said_to_be() -> None:
+def test_bound_that_is_missed_or_holds_only_if_compiled_is_said_to_be() -> None:
     numbers = results(
         run("paced", "relay", cpu_us=15.0),
         run("paced", "floor", cpu_us=10.0),
         run("paced", "nchan", cpu_us=20.0),
+        run("each", "relay", cpu_us=20.0),
+        run("each", "relay-compiled", cpu_us=16.0),
+        run("each", "floor", cpu_us=10.0),
     )
 
     page = report.render(numbers, "{{bounds}}")
 
     assert rows(page, "paced, CPU: relay ÷ floor") == [
-        ["paced, CPU: relay ÷ floor", "1.5", "≤ 1.3", "**no**"]
+        ["paced, CPU: relay ÷ floor", "1.5", "–", "≤ 1.3", "**no**"]
     ]
-    assert rows(page, "paced, CPU: relay ÷ best peer")[0][1:] == ["0.75", "≤ 1", "yes"]
+    assert rows(page, "paced, CPU: relay ÷ best peer")[0][1:] == ["0.75", "–", "≤ 1", "yes"]
+    assert rows(page, "each his own, CPU: relay ÷ floor")[0][1:] == [
+        "2",
+        "1.6",
+        "≤ 1.7",
+        "compiled",
+    ]
     assert rows(page, "sparse, events/s") == []
 
 

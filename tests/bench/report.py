@@ -300,59 +300,65 @@ def _profile_of(profile: dict[str, Any]) -> str:
 # --- bounds ----------------------------------------------------------------------------------------
 
 
+# What a run came to for a relay: "relay", or "relay-compiled".
+Value = Callable[[Sequence[Run], str], float | None]
+
+
 class Bound(NamedTuple):
     """What is to hold: a value of the run, and the most (or with `at_least` the least) it may be."""
 
     what: str
-    value: Callable[[Sequence[Run]], float | None]
+    value: Value
     bound: float
     at_least: bool = False
 
+    def holds(self, value: float) -> bool:
+        """Whether a value keeps to it."""
+        return value >= self.bound if self.at_least else value <= self.bound
 
-def _of(workload: str, key: str, subject: str = "relay") -> Callable[[Sequence[Run]], float | None]:
-    def value(runs: Sequence[Run]) -> float | None:
-        found = figure(runs, workload, subject, key)
+
+def _of(workload: str, key: str, variant: str = "") -> Value:
+    def value(runs: Sequence[Run], own: str) -> float | None:
+        found = figure(runs, workload, own + variant, key)
         return found.median if found else None
 
     return value
 
 
-def _to_floor(workload: str, key: str) -> Callable[[Sequence[Run]], float | None]:
-    def value(runs: Sequence[Run]) -> float | None:
-        own, floor = (by_repetition(runs, workload, name, key) for name in ("relay", "floor"))
-        return ratio(own, floor)
+def _to_floor(workload: str, key: str) -> Value:
+    def value(runs: Sequence[Run], own: str) -> float | None:
+        return ratio(*(by_repetition(runs, workload, name, key) for name in (own, "floor")))
 
     return value
 
 
 def _to_best_peer(
     workload: str, key: str, beside: frozenset[str] | set[str] = frozenset()
-) -> Callable[[Sequence[Run]], float | None]:
-    def value(runs: Sequence[Run]) -> float | None:
+) -> Value:
+    def value(runs: Sequence[Run], own: str) -> float | None:
         best: dict[int, float] = {}
         for name in _PEERS - beside:
             for repetition, found in by_repetition(runs, workload, name, key).items():
                 best[repetition] = min(found, best.get(repetition, found))
-        return ratio(by_repetition(runs, workload, "relay", key), best)
+        return ratio(by_repetition(runs, workload, own, key), best)
 
     return value
 
 
-def _of_all_on(everything: str, plain: str, key: str) -> Callable[[Sequence[Run]], float | None]:
-    def value(runs: Sequence[Run]) -> float | None:
-        after, before = (by_repetition(runs, name, "relay", key) for name in (everything, plain))
-        return ratio(after, before)
+def _of_all_on(everything: str, plain: str, key: str) -> Value:
+    def value(runs: Sequence[Run], own: str) -> float | None:
+        return ratio(*(by_repetition(runs, name, own, key) for name in (everything, plain)))
 
     return value
 
 
-def _grown(workload: str) -> Callable[[Sequence[Run]], float | None]:
-    def value(runs: Sequence[Run]) -> float | None:
+def _grown(workload: str) -> Value:
+    def value(runs: Sequence[Run], own: str) -> float | None:
         found = sizes(runs, workload)
         if len(found) < 2:
             return None
         first, last = (
-            by_repetition(runs, workload, "relay", "cpu_us", size) for size in (found[0], found[-1])
+            by_repetition(runs, workload, own, "cpu_us", size) for size in (found[0], found[-1])
         )
         return ratio(last, first)
 
@@ -372,7 +378,7 @@ BOUNDS = (
         1.0,
     ),
     Bound("each his own, CPU: relay ÷ floor", _to_floor("each", "cpu_us"), 1.7),
-    Bound("sparse, CPU µs an event, history off", _of("sparse", "cpu_us", "relay-off"), 1.3),
+    Bound("sparse, CPU µs an event, history off", _of("sparse", "cpu_us", "-off"), 1.3),
     Bound("sparse, CPU µs an event, history in memory", _of("sparse", "cpu_us"), 2.5),
     Bound("sparse, events/s", _of("sparse", "per_second"), 250_000, at_least=True),
     Bound("sparse, share lost", _of("sparse", "lost_share"), 0.0),
@@ -387,12 +393,20 @@ BOUNDS = (
 def _bounds(runs: Sequence[Run]) -> str:
     rows = []
     for bound in BOUNDS:
-        value = bound.value(runs)
-        if value is None:
+        values = [bound.value(runs, own) for own in ("relay", "relay-compiled")]
+        if values[0] is None:
             continue
-        holds = value >= bound.bound if bound.at_least else value <= bound.bound
+        kept = [value is not None and bound.holds(value) for value in values]
+        holds = "yes" if kept[0] else "compiled" if kept[1] else "**no**"
         limit = f"{'≥' if bound.at_least else '≤'} {bound.bound:,g}"
-        # So many digits that a narrow miss does not look like a hit.
-        shown = f"{value:.4g}" if value < 1000 else number(value)
-        rows.append([bound.what, shown, limit, "yes" if holds else "**no**"])
-    return table(["", "measured", "bound", "holds"], rows) if rows else "*Not part of this run.*"
+        rows.append([bound.what, *map(_exactly, values), limit, holds])
+    if not rows:
+        return "*Not part of this run.*"
+    return table(["", "measured", "compiled", "bound", "holds"], rows)
+
+
+def _exactly(value: float | None) -> str:
+    """With so many digits that a narrow miss does not look like a hit."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if value < 1000 else number(value)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "bench"
+COMPILED = ROOT / ".cache" / "compiled"
 _PEERS = Path(__file__).parent / "peers"
 _NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
 _INSTALL = "make bench-peers"
@@ -161,12 +162,31 @@ _NODE_NEEDS = (
 _BY_URL = ("--path", "/job/%d")
 _TWO = {"RELAY_SERVER__REUSE_PORT": "true"}
 
+_OFF = {"RELAY_HISTORY__BACKEND": "off"}
+# A safe path, or the checkout that the benchmark runs in would come first.
+_COMPILED = {"PYTHONPATH": str(COMPILED), "PYTHONSAFEPATH": "1"}
+_NEEDS_COMPILED = ((COMPILED / ".built", "make bench, which compiles it, or make test-compiled"),)
+
 SUBJECTS = (
     Subject(name="relay", title="relay", launch=relay(), dialogue=_relay_dialogue()),
     Subject(
+        name="relay-compiled",
+        title="relay, compiled",
+        launch=relay(_COMPILED),
+        dialogue=_relay_dialogue(),
+        needs=_NEEDS_COMPILED,
+    ),
+    Subject(
+        name="relay-compiled-off",
+        title="relay, compiled, history off",
+        launch=relay(_COMPILED | _OFF),
+        dialogue=_relay_dialogue(),
+        needs=_NEEDS_COMPILED,
+    ),
+    Subject(
         name="relay-off",
         title="relay, history off",
-        launch=relay({"RELAY_HISTORY__BACKEND": "off"}),
+        launch=relay(_OFF),
         dialogue=_relay_dialogue(),
     ),
     Subject(

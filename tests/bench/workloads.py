@@ -305,9 +305,17 @@ _NO_HEARTBEAT = (("RELAY_HEARTBEAT__INTERVAL_SECONDS", "600"),)
 _CONNECTIONS = (10, 100, 1_000, 10_000)
 _THINGS = (100, 1_000, 10_000, 100_000)
 _RELAY = ("relay",)
+_COMPILED = ("relay-compiled",)
+_FURTHER = ("relay-compiled", "relay-two")
 
 WORKLOADS = (
-    Workload(name="handshakes", measure=handshakes(5000), connections=5000, is_fresh=True),
+    Workload(
+        name="handshakes",
+        measure=handshakes(5000),
+        connections=5000,
+        also=_COMPILED,
+        is_fresh=True,
+    ),
     Workload(
         name="idle",
         measure=handshakes(15_000),
@@ -316,9 +324,9 @@ WORKLOADS = (
         is_fresh=True,
         is_long=True,
     ),
-    Workload(name="burst-1000", measure=burst(1000, 200), connections=1000),
-    Workload(name="burst-5000", measure=burst(5000, 40), connections=5000, also=("relay-two",)),
-    Workload(name="paced", measure=paced(1000, 50, 25), connections=1000, also=("relay-two",)),
+    Workload(name="burst-1000", measure=burst(1000, 200), connections=1000, also=_COMPILED),
+    Workload(name="burst-5000", measure=burst(5000, 40), connections=5000, also=_FURTHER),
+    Workload(name="paced", measure=paced(1000, 50, 25), connections=1000, also=_FURTHER),
     Workload(
         name="all-paced",
         measure=everything(one_job=True),
@@ -327,7 +335,7 @@ WORKLOADS = (
         is_fresh=True,
         asks_for_tokens=True,
     ),
-    Workload(name="each", measure=each_his_own(1000, 4000, 2000), connections=1000),
+    Workload(name="each", measure=each_his_own(1000, 4000, 2000), connections=1000, also=_COMPILED),
     Workload(
         name="all-each",
         measure=everything(one_job=False),
@@ -340,7 +348,7 @@ WORKLOADS = (
         name="sparse",
         measure=sparse(200_000, 10_000),
         connections=100,
-        also=("relay-off", "relay-two"),
+        also=("relay-off", "relay-compiled-off", *_FURTHER),
     ),
     Workload(
         name="growth-paced-connections",
