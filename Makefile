@@ -46,16 +46,18 @@ test: .venv/.installed-test
 
 check: test
 
-# What the compiler may have understood in another way is tested where it runs as extensions. Safe path: or
-# the checkout, in which tests and daemons run, would come before what was compiled.
+# What the compiler may have understood in another way is tested where it runs as extensions; pages and
+# foreign tools see nothing of that. Safe path: or the checkout, in which tests and daemons run, would come
+# before what was compiled.
 test-compiled: $(COMPILED)/.built
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) RELAY_TEST_COMPILED=1 \
-	  $(BIN)/python -m pytest --import-mode=importlib $(or $(ARGS),$(COMPILED_TESTS))
+	  $(BIN)/python -m pytest --import-mode=importlib -m "not tool" $(or $(ARGS),$(COMPILED_TESTS))
 
 $(COMPILED)/.built: setup.py $(wildcard relay/*.py relay/*/*.py) | .venv/.installed-test
 	@echo "Compiling the hot path (a minute or two)"
-	@rm -rf $(COMPILED)
+	@rm -rf $(COMPILED) build
 	@RELAY_COMPILE=1 $(PIP) install --no-deps --target $(COMPILED) .
+	@rm -rf build
 	@touch $@
 
 format: .venv/.installed-test
@@ -69,7 +71,8 @@ autobahn: .venv/.installed-test
 chaos: .venv/.installed-test
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: .venv/.installed-test $(COMPILED)/.built
+bench: .venv/.installed-test
+	@$(MAKE) --no-print-directory $(COMPILED)/.built || echo "Going on without the compiled relay"
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-check: .venv/.installed-test

@@ -1,7 +1,7 @@
 """The build of the compiled hot path. Everything else about the build is in pyproject.toml.
 
 `RELAY_COMPILE=1 pip install .` has mypyc make C extensions of the modules below; it needs a C compiler and
-Python's headers, and some 40 s. Without it nothing is compiled, and the same sources are run as they are. See
+Python's headers, and a minute or two. Without it nothing is compiled, and the same sources are run as they are. See
 "Compiled" in docs/design.md.
 """
 
