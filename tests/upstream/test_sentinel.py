@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from relay.demo.embedded import EmbeddedRedis
-    from relay.upstream.connection import Link
+    from relay.upstream.connection import Link, Topology
 
 # Sentinels and their master take 1 to 3 s for a failover here; a subscriber that is left alone stays deaf
 # for 10 s and more.
@@ -44,6 +44,20 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelTrio]:
 def port_of(link: Link) -> int:
     port: int = link.transport.get_extra_info("peername")[1]
     return port
+
+
+async def left_with_a_loss(topology: Topology, link: Link) -> None:
+    """Stay on the master until it is left for what is lost. Sentinels of a busy machine may take a master
+    for dead that is not: then it is left for another one before."""
+    while not (await topology.left(link)).is_loss:
+        await link.close()
+        while True:
+            try:
+                link = await topology.open_link()
+                break
+            except UpstreamError:
+                await topology.rest(0.1)
+    await link.close()
 
 
 def promoted(trio: SentinelTrio) -> EmbeddedRedis:
@@ -160,16 +174,15 @@ async def test_link_is_left_once_more_when_the_former_master_is_a_replica(
     moved = await asyncio.wait_for(topology.left(link), SOON_SECONDS)
     await link.close()
     link = await topology.open_link()
-    leaving = asyncio.ensure_future(topology.left(link))
+    leaving = asyncio.ensure_future(left_with_a_loss(topology, link))
 
     # It comes back as a master, takes what clients of old send it, and loses that when it is corrected.
     former.start()
     trio.ask(former, "SET", "told", "too late")
     trio.ask(former, "REPLICAOF", "127.0.0.1", str(port_of(link)))
-    demoted = await asyncio.wait_for(leaving, SOON_SECONDS)
-    await link.close()
 
-    assert (moved.is_loss, demoted.is_loss) == (False, True)
+    assert not moved.is_loss
+    await asyncio.wait_for(leaving, SOON_SECONDS)
 
 
 # --- sentinels that are of no use ------------------------------------------------------------------
