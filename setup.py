@@ -47,7 +47,10 @@ def _compiled() -> list[Extension]:
 
 is_wanted = os.environ.get("RELAY_COMPILE", "0") not in ("", "0")
 if is_wanted and "editable_wheel" in sys.argv:
-    sys.exit("RELAY_COMPILE=1 does not go with an editable install: changes would have no effect.")
+    sys.exit(
+        "RELAY_COMPILE=1 does not go with an editable install, in which changes would then have no"
+        " effect: unset it, or install without --editable."
+    )
 is_building = not {"build_ext", "bdist_wheel"}.isdisjoint(sys.argv)
 setup(
     setup_requires=[MYPYC] if is_wanted else [],
