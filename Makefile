@@ -51,7 +51,7 @@ check: test
 # before what was compiled.
 test-compiled: $(COMPILED)/.built
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) RELAY_TEST_COMPILED=1 \
-	  $(BIN)/python -m pytest --import-mode=importlib -m "not tool" $(or $(ARGS),$(COMPILED_TESTS))
+	  $(BIN)/python -m pytest --import-mode=importlib -m "not tool and not uncompiled" $(or $(ARGS),$(COMPILED_TESTS))
 
 $(COMPILED)/.built: setup.py $(wildcard relay/*.py relay/*/*.py) | .venv/.installed-test
 	@echo "Compiling the hot path (a minute or two)"

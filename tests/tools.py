@@ -16,13 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from relay.build import is_compiled
-
-# For the few that look into an object of the hot path, or put a stub in its place.
-uncompiled = pytest.mark.skipif(
-    is_compiled(), reason="a compiled class takes no stubs and shows nothing of its inside"
-)
-
 _PREFIX = "tool not found: "
 
 # Where daemons are installed; Debian leaves these out of an ordinary user's PATH.

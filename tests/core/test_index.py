@@ -3,11 +3,11 @@
 from collections import Counter
 from typing import TypeAlias
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core.index import Index, Topic, topic_kind
-from tests.tools import uncompiled
 
 Operation: TypeAlias = tuple[str, str, Topic]
 
@@ -82,7 +82,7 @@ def test_watches_all_that_may_concern_somebody(steps: list[Operation]) -> None:
 
 @given(operations)
 @settings(max_examples=50, deadline=None)
-@uncompiled
+@pytest.mark.uncompiled
 def test_holds_nothing_when_all_have_left(steps: list[Operation]) -> None:
     index, _ = applied(steps)
 

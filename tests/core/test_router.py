@@ -15,7 +15,6 @@ from relay.sources.channel import ChannelSource
 from relay.sources.template import ChannelTemplate
 from tests import fakes
 from tests.fakes import Client, Message
-from tests.tools import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +120,7 @@ def told(client: Client) -> list[Any]:
 # --- unwatched -------------------------------------------------------------------------------------
 
 
-@uncompiled
+@pytest.mark.uncompiled
 def test_unwatched_message_is_not_parsed() -> None:
     bench = Bench(source=Broken)
 
@@ -239,7 +238,7 @@ def test_payload_that_names_no_job_where_the_channel_does_not_is_counted(fields:
     assert bench.stats.invalid == {InvalidReason.NO_IDENTITY.value: 1}
 
 
-@uncompiled
+@pytest.mark.uncompiled
 def test_bug_in_parsing_costs_that_message_alone_and_is_reported_with_the_error() -> None:
     bench = Bench(source=Broken)
     bench.watcher()
@@ -269,7 +268,7 @@ def test_channel_is_taken_apart_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [b"jobs:q:job", b"jobs:q:other"]
 
 
-@uncompiled
+@pytest.mark.uncompiled
 def test_bug_in_identifying_costs_that_message_alone() -> None:
     bench = Bench(source=Unidentifying)
     client = bench.watcher()
@@ -316,7 +315,7 @@ def test_payload_of_exactly_the_limit_is_whole() -> None:
     assert bench.stats.amended == {}
 
 
-@uncompiled
+@pytest.mark.uncompiled
 def test_end_beyond_all_bounds_is_refused_unread() -> None:
     bench = Bench(source=Broken)
     bench.watcher()
@@ -352,7 +351,7 @@ def test_second_end_and_late_progress_are_not_told_and_are_counted() -> None:
     assert bench.stats.invalid == {InvalidReason.LATE.value: 1}
 
 
-@uncompiled
+@pytest.mark.uncompiled
 def test_all_watchers_of_an_event_are_offered_one_and_the_same_encoding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,8 +48,10 @@ def port_of(link: Link) -> int:
 
 async def left_with_a_loss(topology: Topology, link: Link) -> None:
     """Stay on the master until it is left for what is lost. Sentinels of a busy machine may take a master
-    for dead that is not: then it is left for another one before."""
-    while not (await topology.left(link)).is_loss:
+    for dead that is not: then it is left before, and for no other reason than that another one took over."""
+    while not (leaving := await topology.left(link)).is_loss:
+        assert "moved to" in leaving.reason
+        assert str(port_of(link)) not in leaving.reason
         await link.close()
         while True:
             try:

@@ -17,7 +17,6 @@ from relay.demo.embedded import EmbeddedRedis
 from relay.upstream.reader import MAX_TURN_BYTES, Reader
 from relay.upstream.subscription import BACKOFF_BASE_SECONDS, Subscription
 from tests.proxy import Proxy
-from tests.tools import uncompiled
 from tests.upstream.conftest import redis_settings
 
 if TYPE_CHECKING:
@@ -481,7 +480,7 @@ async def test_pausing_and_resuming_without_a_link_does_nothing(own_redis: Embed
     await listener.subscription.barrier()
 
 
-@uncompiled
+@pytest.mark.uncompiled
 async def test_stalled_event_loop_is_not_taken_for_a_lost_redis(
     shared_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

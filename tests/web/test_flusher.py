@@ -7,13 +7,12 @@ import pytest
 
 from relay.web import flusher
 from relay.web.flusher import SLICE_SECONDS, Flusher
-from tests.tools import uncompiled
 
 if TYPE_CHECKING:
     from relay.core.session import Session
 
 EVERY_LOOP = True
-pytestmark = uncompiled
+pytestmark = pytest.mark.uncompiled
 
 
 class Clock:

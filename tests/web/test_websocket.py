@@ -12,7 +12,6 @@ from relay.core.closing import CloseReason
 from relay.core.session import Session
 from relay.demo.embedded import EmbeddedRedis
 from relay.web import websocket
-from tests.tools import uncompiled
 from tests.web.conftest import (
     BINARY,
     CLOSE,
@@ -318,7 +317,7 @@ async def test_good_message_ends_the_row_of_errors(serve: Serve) -> None:
     assert [answer["event"] for answer in answers] == ["error", "error", "pong"] * 3
 
 
-@uncompiled
+@pytest.mark.uncompiled
 async def test_bug_of_ours_costs_its_session_and_no_other(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,7 +536,7 @@ async def test_lost_connection_leaves_nothing_behind(serve: Serve) -> None:
     assert await relay.metric("relay_connections_closed_total", reason="connection_lost") == 1
 
 
-@uncompiled
+@pytest.mark.uncompiled
 async def test_what_comes_after_the_end_does_not_reach_whoever_has_the_descriptor_then(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
