@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 # Installed by pip for such a build alone. One version, as another one makes other C code of these files.
 MYPYC = "mypy==2.4.1"
 HOT_PATH = [
+    "relay/clock.py",
     "relay/intake.py",
     "relay/core/backfill.py",
     "relay/core/event.py",

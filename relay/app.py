@@ -6,7 +6,6 @@ No module-level state: the command line, the demo, a test and somebody else's pr
 import asyncio
 import secrets
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from relay.auth.revocations import Revocations
 from relay.auth.tokens import JwtAuthenticator, make_authenticator
 from relay.build import is_compiled
 from relay.catchup import CatchUp
+from relay.clock import now_ms
 from relay.config import ConfigError
 from relay.core.errors import InvalidReason
 from relay.core.event import JobEvent, Source
@@ -162,7 +162,7 @@ class Relay:
             prefix=config.history.prefix,
             max_events=config.history.max_events,
             barrier=self._subscription.barrier,
-            clock=lambda: (self._loop.time(), _now_ms()),
+            clock=lambda: (self._loop.time(), now_ms()),
         )
         self._lookups = Lookups(
             read=self._recall.read,
@@ -185,21 +185,21 @@ class Relay:
         self._authenticator: JwtAuthenticator | None = None
         if config.auth.mode == "jwt":
             self._authenticator = make_authenticator(
-                config.auth, clock_ms=_now_ms, revocations=self._revocations
+                config.auth, clock_ms=now_ms, revocations=self._revocations
             )
         self._gatekeeper = Gatekeeper(
             _rules(config),
             authenticator=self._authenticator,
             revocations=self._revocations,
             stats=self._stats,
-            clock_ms=_now_ms,
+            clock_ms=now_ms,
         )
         self._gateway = Gateway(
             self._make_hub(),
             flusher=self._intake.flusher,
             look_up=self._look_up,
             prove=self._gatekeeper.prove,
-            clock_ms=_now_ms,
+            clock_ms=now_ms,
             other_connections=self._http_connections,
             epoch=epoch,
             interval_seconds=config.heartbeat.interval_seconds,
@@ -442,7 +442,7 @@ class Relay:
             backend=history.backend, max_jobs=history.max_jobs, max_bytes=history.max_bytes
         )
         self._dashboard = Dashboard(Overview(self._gateway, bounds), jobs)
-        operators = Operators(self._gateway, self._revocations, _now_ms)
+        operators = Operators(self._gateway, self._revocations, now_ms)
         self._admin = _runner(
             admin_app(
                 admin,
@@ -532,10 +532,6 @@ def _rules(config: Config) -> Rules:
         proxy_header=auth.proxy_header,
         proxy_secret=auth.proxy_secret.get_secret_value(),
     )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _runner(app: web.Application) -> web.AppRunner:

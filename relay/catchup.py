@@ -10,7 +10,6 @@ gap.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol
@@ -18,6 +17,7 @@ from typing import Final, Protocol
 import structlog
 from redis.exceptions import RedisError
 
+from relay.clock import now_ms
 from relay.core.history import History
 from relay.core.index import Index
 from relay.core.router import Router
@@ -75,7 +75,7 @@ class CatchUp:
         self._came_up = asyncio.Event()
         self._held: list[str] = []  # jobs held since the link came up
         # From when on something may have been missed; None while nothing is.
-        self._behind_since_ms: int | None = _now_ms()
+        self._behind_since_ms: int | None = now_ms()
         self._is_loss = False  # whether something is gone that cannot be read any more
         self._servers: frozenset[str] | None = None  # who held the history when it was last whole
 
@@ -109,7 +109,7 @@ class CatchUp:
         `is_loss`: also such as no server holds any more."""
         self._is_loss |= is_loss
         self._stats.redis_up = False
-        since_ms = _now_ms() - int(1000 * doubt_seconds)
+        since_ms = now_ms() - int(1000 * doubt_seconds)
         if self._behind_since_ms is None or since_ms < self._behind_since_ms:
             self._behind_since_ms = since_ms
         self._tell_all(redis_up=False)
@@ -132,7 +132,7 @@ class CatchUp:
     async def _noted(self) -> Noted:
         """What publishers noted for the watched queues since something may have been missed."""
         queues = list(self._index.queues)
-        since_ms = (self._behind_since_ms or _now_ms()) - int(1000 * CLOCKS_SECONDS)
+        since_ms = (self._behind_since_ms or now_ms()) - int(1000 * CLOCKS_SECONDS)
         noted = await self._recall.jobs_of_queues(queues, since_ms)
         unread = [queue for queue in queues if queue not in noted]
         if unread:
@@ -185,7 +185,3 @@ class CatchUp:
 
 def _everybody(_: Session) -> bool:
     return True
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

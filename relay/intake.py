@@ -9,6 +9,7 @@ import time
 from asyncio import AbstractEventLoop
 from typing import Protocol
 
+from relay.clock import now_ms
 from relay.core.router import Routed, Router
 from relay.core.stats import Stats
 from relay.web.flusher import Flusher
@@ -44,7 +45,7 @@ class Intake:
         """Route these, and write to whoever watches."""
         received_at = time.perf_counter()  # uvloop's clock stands still within a turn
         self.flusher.gather()
-        routed = self._router.receive(messages, self._loop.time(), time.time_ns() // 1_000_000)
+        routed = self._router.receive(messages, self._loop.time(), now_ms())
         if routed.count:
             self._unfinished.append((received_at, routed))
         if self.flusher.flush():

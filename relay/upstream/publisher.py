@@ -12,12 +12,12 @@ cannot be sent raises.
 
 import asyncio
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
+from relay.clock import now_ms
 from relay.core.event import COMPLETED, FAILED, PROGRESS
 from relay.upstream import durable
 from relay.upstream.durable import DurableHistory
@@ -118,7 +118,7 @@ class Publisher:
             redis.RedisError: Redis is away, slower than the timeout, or refuses.
         """
         fields = {"progress": n}
-        payload = flat_payload(PROGRESS, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(PROGRESS, job, fields, queue, status, data, now_ms())
         return await self.publish(payload, key=key)
 
     async def completed(
@@ -133,7 +133,7 @@ class Publisher:
     ) -> Receipt:
         """Tell that `job` ended well, with `result`; the rest is as in `progress`."""
         fields = {"result": result}
-        payload = flat_payload(COMPLETED, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(COMPLETED, job, fields, queue, status, data, now_ms())
         return await self.publish(payload, key=key)
 
     async def failed(
@@ -151,7 +151,7 @@ class Publisher:
         `status="cancelled"` tells that it was ended on purpose; the rest is as in `progress`.
         """
         fields = error_fields(error)
-        payload = flat_payload(FAILED, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(FAILED, job, fields, queue, status, data, now_ms())
         return await self.publish(payload, key=key)
 
     async def publish(self, payload: Mapping[str, Any], *, key: str | None = None) -> Receipt:
@@ -173,7 +173,7 @@ class Publisher:
             if self._history is None:
                 receivers = await self._sender.publish(message.channel, message.payload)
                 return Receipt(receivers=receivers)
-            notes = durable.queue_commands(self._history, message, _now_ms())
+            notes = durable.queue_commands(self._history, message, now_ms())
             event = durable.append_arguments(self._history, message, key)
             return Receipt(event_id=await self._sender.append(notes, event))
 
@@ -227,7 +227,7 @@ class SyncPublisher:
     ) -> Receipt:
         """See `Publisher.progress`."""
         fields = {"progress": n}
-        payload = flat_payload(PROGRESS, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(PROGRESS, job, fields, queue, status, data, now_ms())
         return self.publish(payload, key=key)
 
     def completed(
@@ -242,7 +242,7 @@ class SyncPublisher:
     ) -> Receipt:
         """See `Publisher.completed`."""
         fields = {"result": result}
-        payload = flat_payload(COMPLETED, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(COMPLETED, job, fields, queue, status, data, now_ms())
         return self.publish(payload, key=key)
 
     def failed(
@@ -257,7 +257,7 @@ class SyncPublisher:
     ) -> Receipt:
         """See `Publisher.failed`."""
         fields = error_fields(error)
-        payload = flat_payload(FAILED, job, fields, queue, status, data, _now_ms())
+        payload = flat_payload(FAILED, job, fields, queue, status, data, now_ms())
         return self.publish(payload, key=key)
 
     def publish(self, payload: Mapping[str, Any], *, key: str | None = None) -> Receipt:
@@ -274,7 +274,7 @@ class SyncPublisher:
         with self._lock:
             if self._history is None:
                 return Receipt(receivers=self._sender.publish(message.channel, message.payload))
-            notes = durable.queue_commands(self._history, message, _now_ms())
+            notes = durable.queue_commands(self._history, message, now_ms())
             event = durable.append_arguments(self._history, message, key)
             return Receipt(event_id=self._sender.append(notes, event))
 
@@ -304,7 +304,3 @@ def _settings(
         tls_ca_file=tls_ca_file,
         connect_timeout_seconds=timeout_seconds,
     )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
